@@ -1,0 +1,1 @@
+"""The pipeline that every task runs through."""

@@ -1,0 +1,66 @@
+"""What the trainer can be told: the schema of `conf/trainer`, and of the schedule in `conf/optimizer`. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from refresher_runner.schema import Decay, Duration, Fraction, NonNegative, Option, Positive, PositiveFloat
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Values are in conf/trainer/default.yaml, each with a line on what it does."""
+
+    duration: Duration
+    validate_every: Duration
+    save_every: Duration
+    log_every: Positive
+    accumulate: Positive
+    grad_clip: PositiveFloat | None
+    ema_decay: Decay | None
+    patience: Positive | None
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    device: str
+    devices: Positive
+    strategy: Literal["ddp", "fsdp"]
+    threads: Positive | None
+    deterministic: bool
+    anomaly: bool
+    profile: bool
+    histograms: bool
+    graph: bool
+    limit_batches: Positive | None
+    overfit_batches: Positive | None
+    test: bool
+    loggers: list[Literal["console", "csv", "tensorboard"]]
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rate over a run, as a factor of `optimizer.lr`; see `engine/optim.py`."""
+
+    schedule: Literal["constant", "linear", "cosine", "one_cycle", "inverse_sqrt"]
+    warmup_steps: NonNegative
+    final_lr: Fraction
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The top of the configuration, beside the groups."""
+
+    seed: NonNegative
+    outputs: str
+    tags: list[str]
+    modules: list[str]
+
+
+Options = TypeVar("Options", TrainerOptions, ScheduleOptions, RunOptions)
+
+
+def schema_of(kind: type[Any]) -> dict[str, Option]:
+    """The fields of an options class as a schema."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: Option(hints[field.name]) for field in fields(kind)}

@@ -1,0 +1,1 @@
+"""One file per paper, named as in `model=<name>`."""

@@ -1,0 +1,1 @@
+"""Bricks that two papers or more use."""

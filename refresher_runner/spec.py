@@ -1,0 +1,143 @@
+"""What a data set promises (specs) and yields (batches), and how batches are asked for (loaders, data modules).
+
+A spec is known before anything is downloaded: a model is built from it, and a checkpoint carries it. Free of torch until a
+picture is read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+from refresher_runner.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a data set promises. One subclass a kind of batch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Spec:
+        kinds = {kind.__name__: kind for kind in _subclasses(Spec)}
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "kind"}
+        return kinds[values["kind"]](**fields)
+
+
+@dataclass(frozen=True)
+class ImageSpec(Spec):
+    """Square pictures with one label each.
+
+    `mean` and `std` are per channel, of pixels in [0, 1]: a batch holds (pixels - mean) / std.
+    """
+
+    channels: int
+    size: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], (..., C, H, W) -> what the model sees."""
+        mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the model sees, (..., C, H, W) -> pixels in [0, 1]."""
+        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def read(self, path: str | Path) -> Tensor:
+        """A picture file as one image (C, H, W) of a batch: resized to fit, centre-cropped to a square, normalised.
+
+        Raises DataError, naming the file, when it is absent, damaged or not a picture.
+        """
+        return self.normalise(read_picture(path, self.channels, self.size))
+
+
+def read_picture(path: str | Path, channels: int, size: int) -> Tensor:
+    """Pixels (C, size, size) in [0, 1] of a picture file: shorter side resized to `size`, then the centre."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = file.convert({1: "L", 3: "RGB"}[channels])
+            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        raise DataError("no such file", key=str(path)) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"not a readable picture ({error})", key=str(path)) from None
+    return torch.from_numpy(np.array(picture, dtype=np.float32) / 255).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+class ImageBatch(NamedTuple):
+    """images (B, C, H, W) float, normalised by the spec; labels (B,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where batches are wanted, and which part of each: this rank takes its share of every global batch."""
+
+    device: str = "cpu"
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+
+class Loader(Protocol):
+    """Batches of one split, in an order that is a function of (seed, epoch) alone."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from batch `start` on, each a named tuple of tensors on the placement's device."""
+        ...
+
+
+S = TypeVar("S", bound=Spec, covariant=True)
+
+
+class DataModule(ABC, Generic[S]):
+    """One data set with its three splits. Constructing it reads nothing: `prepare` does."""
+
+    spec: S
+    batch_size: int
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Fetch, verify and load what the loaders need; safe to call from several processes. Raises DataError."""
+
+    @abstractmethod
+    def train_loader(self, placement: Placement) -> Loader: ...
+    @abstractmethod
+    def val_loader(self, placement: Placement) -> Loader: ...
+    @abstractmethod
+    def test_loader(self, placement: Placement) -> Loader: ...
+
+    def checksums(self) -> dict[str, str]:
+        """File name -> sha256 of what was read, for the run's record. After `prepare`."""
+        return {}
+
+
+def _subclasses(kind: type) -> list[type]:
+    return [s for direct in kind.__subclasses__() for s in (direct, *_subclasses(direct))]

@@ -1,0 +1,81 @@
+"""The contract between a paper and the pipeline.
+
+A task is a paper's network together with its objective. It knows nothing of trainers, loggers, configurations or devices; the
+trainer knows nothing of papers. `step` is the sentence of the abstract, in code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from refresher_runner.errors import UsageError
+from refresher_runner.report import Loggable, Prediction, Report
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step gives: the loss to descend, and what metrics compare."""
+
+    loss: Tensor  # scalar, mean over the batch
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # named scalars worth a curve, detached
+    preds: Any = None  # what metrics compare with targets; made only when not self.training
+    targets: Any = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The metric that decides best.pt, early stopping and what a sweep optimises."""
+
+    metric: str = "loss"
+    mode: Literal["min", "max"] = "min"
+
+    def better(self, value: float, best: float | None) -> bool:
+        """NaN is never better, and anything finite is better than nothing."""
+        if value != value:
+            return False
+        return best is None or (value < best if self.mode == "min" else value > best)
+
+
+class Metric(Protocol):
+    """Torchmetrics objects fit as they are."""
+
+    def update(self, preds: Any, targets: Any, /) -> None: ...
+    def compute(self) -> Loggable | Tensor | Mapping[str, Loggable | Tensor]: ...
+
+
+class Task(nn.Module, ABC):
+    goal = Goal()
+
+    @abstractmethod
+    def step(self, batch: Any) -> Output:
+        """The objective on one batch."""
+
+    def forward(self, batch: Any) -> Output:
+        """`step`, under the name that torch's wrappers call."""
+        return self.step(batch)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Fresh for every evaluation, so there is nothing to reset."""
+        return {}
+
+    def observe(self, batch: Any) -> Report:
+        """What is worth seeing of one batch, once per evaluation: samples, boxes, attention, mistakes."""
+        return {}
+
+    def predict(self, inputs: Sequence[str]) -> Iterable[Prediction]:
+        """The `predict` verb: paths, words, prompts or ids. Raises UsageError or DataError, naming the input."""
+        raise UsageError(f"{type(self).__name__} has nothing to predict from", cure="use `refresher test RUN` instead")
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Decay matrices and kernels, spare biases and norms."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return [g for g in groups if g["params"]]
