@@ -1,8 +1,8 @@
 """A run on disk: its folder, its lock, its status, and the record of what produced it. Free of torch.
 
-    outputs/<model>/<data>/<date>_<time>_<4 hex>/
-      config.yaml   run.json   diff.patch   status.json   metrics.jsonl   metrics.csv   log.txt
-      checkpoints/last.pt previous.pt best.pt      tensorboard/      figures/
+outputs/<model>/<data>/<date>_<time>_<4 hex>/
+  config.yaml   run.json   diff.patch   status.json   metrics.jsonl   metrics.csv   log.txt
+  checkpoints/last.pt previous.pt best.pt      tensorboard/      figures/
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,103 @@
+"""Where a run computes and in which precision, and how its randomness is kept apart from anyone looking."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refresher_runner.engine.options import TrainerOptions
+from refresher_runner.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is the best there is. Raises ConfigError for a device that is absent."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
+    chosen = f"cuda:{local_rank}" if name == "cuda" else name
+    if chosen not in known:
+        raise ConfigError("this machine has no such device", key="trainer.device", value=name, cure=f"one of auto, {', '.join(known)}")
+    return torch.device(chosen)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32. Raises ConfigError."""
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+        return "bf16" if device.type in ("cuda", "cpu") and native else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU", key="trainer.precision", value=name, cure="use bf16")
+    return name
+
+
+def prepare_torch(options: TrainerOptions, device: torch.device) -> None:
+    """Process-wide switches of torch, before the first tensor of a run."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(options.deterministic)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not options.deterministic
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's global randomness."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def randomness_apart(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws inside start from `seed` and leave no trace outside: looking never changes training."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
+        seed_everything(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def random_state(device: torch.device) -> dict[str, object]:
+    """The global randomness that training draws from, in plain containers."""
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "python": random.getstate(),
+        "numpy": {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)), "pos": int(numpy["state"]["pos"])},
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_random_state(state: dict[str, object], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    version, internal, gauss = state["python"]  # type: ignore[misc]
+    random.setstate((version, tuple(internal), gauss))
+    numpy: dict[str, object] = state["numpy"]  # type: ignore[assignment]
+    np.random.set_state(("MT19937", numpy["key"].numpy().astype(np.uint32), numpy["pos"]))  # type: ignore[union-attr]
+    torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
+    if device.type == "cuda" and state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"], device)  # type: ignore[arg-type]
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; emulated, it is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,125 @@
+"""Optimizers by name, and the learning rate over a run.
+
+Every optimizer is torch's own, in its fused form where there is one; every builder takes a task and asks it which parameters
+decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from refresher_runner.engine.options import ScheduleOptions
+from refresher_runner.registry import OPTIMIZERS
+from refresher_runner.schema import Decay, NonNegativeFloat, Positive, PositiveFloat
+from refresher_runner.task import Task
+
+
+@OPTIMIZERS.register("adam")
+def build_adam(
+    task: Task, *, lr: PositiveFloat, betas: tuple[Decay, Decay], eps: PositiveFloat, weight_decay: NonNegativeFloat
+) -> Optimizer:
+    """Adam (Kingma and Ba, 2015); weight_decay is added to the gradient."""
+    return torch.optim.Adam(task.param_groups(weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+
+
+@OPTIMIZERS.register("adamw")
+def build_adamw(
+    task: Task, *, lr: PositiveFloat, betas: tuple[Decay, Decay], eps: PositiveFloat, weight_decay: NonNegativeFloat
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    return torch.optim.AdamW(task.param_groups(weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+
+
+@OPTIMIZERS.register("sgd")
+def build_sgd(task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, weight_decay: NonNegativeFloat) -> Optimizer:
+    """Stochastic gradient descent with (Nesterov's) momentum."""
+    groups = task.param_groups(weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
+
+
+@OPTIMIZERS.register("rmsprop")
+def build_rmsprop(
+    task: Task, *, lr: PositiveFloat, alpha: Decay, eps: PositiveFloat, momentum: Decay, weight_decay: NonNegativeFloat
+) -> Optimizer:
+    """RMSprop (Tieleman and Hinton, 2012, lecture 6.5)."""
+    return torch.optim.RMSprop(task.param_groups(weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
+
+
+@OPTIMIZERS.register("muon")
+def build_muon(
+    task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, ns_steps: Positive, weight_decay: NonNegativeFloat
+) -> Optimizer | Together:
+    """Muon (Jordan et al., 2024) for matrices, AdamW for everything else; one lr suits both (Liu et al., 2025, eq. 4)."""
+    matrices, others = [], []
+    for group in task.param_groups(weight_decay):
+        for param in group["params"]:
+            chosen = matrices if param.ndim == 2 else others
+            chosen.append({"params": [param], "weight_decay": group["weight_decay"]})
+    parts: list[Optimizer] = []
+    if matrices:
+        parts.append(
+            torch.optim.Muon(matrices, lr=lr, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
+        )
+    if others:
+        parts.append(torch.optim.AdamW(others, lr=lr, fused=True))
+    return Together(parts)
+
+
+class Together:
+    """Several optimizers that step as one, each over its own parameters."""
+
+    def __init__(self, parts: Sequence[Optimizer]):
+        self.parts = list(parts)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+def lr_factor(options: ScheduleOptions, step: int, total: float) -> float:
+    """The learning rate at optimizer step `step` = 0, 1, ... of `total`, as a factor of `optimizer.lr`, in [0, 1].
+
+    After `warmup_steps` of a linear rise:
+      constant      1
+      linear        a line from 1 to final_lr
+      cosine        a half cosine from 1 to final_lr (Loshchilov and Hutter, 2017, eq. 5)
+      one_cycle     cosines: 1/25 up to 1 in the first 30 %, then down to final_lr (Smith and Topin, 2018)
+      inverse_sqrt  sqrt(warmup_steps / step) (Vaswani et al., 2017, eq. 3, scaled to peak at 1)
+    """
+    warmup, end = options.warmup_steps, options.final_lr
+    if step < warmup:
+        return (step + 1) / warmup
+    if options.schedule == "constant":
+        return 1.0
+    if options.schedule == "inverse_sqrt":
+        return math.sqrt(max(warmup, 1) / (step + 1))
+    done = min((step - warmup) / max(total - warmup, 1.0), 1.0)
+    if options.schedule == "linear":
+        return 1.0 + (end - 1.0) * done
+    if options.schedule == "cosine":
+        return _cosine(1.0, end, done)
+    return _cosine(1 / 25, 1.0, done / 0.3) if done < 0.3 else _cosine(1.0, end, (done - 0.3) / 0.7)
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
