@@ -36,7 +36,7 @@ from refresher_runner.task import Task
 
 
 class Sink(Protocol):
-    """Where reports go; see engine/loggers.py."""
+    """Where reports go; engine/loggers.py fills it."""
 
     def log(self, report: Report, step: int) -> None: ...
     def flush(self) -> None: ...
@@ -189,9 +189,9 @@ class Trainer:
         self.save()
         self.window.start()
 
-    def evaluate(self, loader: Loader, split: str) -> Report:
-        """Metrics and pictures of one split, tags `split/...`, under the averaged weights if there are any."""
-        with self.ema.applied() if self.ema else nullcontext():
+    def evaluate(self, loader: Loader, split: str, averaged: bool = True) -> Report:
+        """Metrics and pictures of one split, tags `split/...`, under the averaged weights if there are any and they are wanted."""
+        with self.ema.applied() if self.ema and averaged else nullcontext():
             return evaluate(self.task, loader, split, device=self.device, precision=self.precision, seed=self.seed, world=self.world)
 
     def _log_window(self) -> None:
@@ -247,8 +247,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; shapes have been checked against the task."""
-        current = self.task.state_dict()
-        self.task.load_state_dict({name: shard_like(value, current[name]) for name, value in state["task"].items()})
+        self.load_weights(state["task"])
         if self.ema:
             self.ema.load_state_dict(state["ema"] if state["ema"] is not None else state["task"])
         self.optimizer.load_state_dict(_shard_optimizer(state["optimizer"], self.params))
@@ -256,6 +255,11 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.window.load_state_dict(state["window"], self.device)
         restore_random_state(state["random"], self.device)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Whole weights into the task, sharded or not."""
+        current = self.task.state_dict()
+        self.task.load_state_dict({name: shard_like(value, current[name]) for name, value in weights.items()})
 
     def _weights(self) -> dict[str, Tensor]:
         with self.ema.applied() if self.ema else nullcontext():

@@ -1,0 +1,326 @@
+"""Where configuration, data, task and trainer meet: the verbs train, resume, test and predict. Free of torch until one is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from refresher_runner.engine import signals
+from refresher_runner.engine.rundir import RunDir, write_atomically
+from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
+from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
+from refresher_runner.report import Prediction
+from refresher_runner.settings import Settings, check, refuse_changes
+from refresher_runner.spec import DataModule, Loader, Placement, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from refresher_runner.engine.distributed import World
+    from refresher_runner.engine.loggers import Loggers
+    from refresher_runner.engine.trainer import Trainer
+    from refresher_runner.task import Task
+
+__all__ = ["Settings", "check", "predict", "resume", "test", "train"]
+
+
+def train(settings: Settings, *, stored: str, command: Sequence[str]) -> RunDir:
+    """A new run: train, validate, test. `stored` is the text of its config.yaml. Raises a RefresherError."""
+    return _train(None, settings, stored, command)
+
+
+def resume(run: RunDir, settings: Settings, *, stored: str, command: Sequence[str]) -> RunDir:
+    """Go on with a run exactly where its newest checkpoint stands. A finished run goes on only if it was changed, say made longer."""
+    changed = refuse_changes(yaml.safe_load(run.config.read_text(encoding="utf-8")), yaml.safe_load(stored))
+    if not changed and run.read_status().get("state") == "finished":
+        return run
+    return _train(run, settings, stored, command)
+
+
+def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float]:
+    """Metrics of a run's checkpoint (`best`, `last` or a file) on the test split. Nothing on disk changes."""
+    from refresher_runner.engine.evaluate import evaluate
+
+    computer = _computer(settings)
+    data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    data.prepare()
+    task = _restored(run, settings, checkpoint, computer)
+    loader = data.test_loader(Placement(str(computer.device), settings.run.seed))
+    report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
+    return {tag: value for tag, value in report.items() if isinstance(value, float)}
+
+
+def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoint: str) -> list[Prediction]:
+    """What a run's model says of each input. The data set is not needed."""
+    import torch
+
+    task = _restored(run, settings, checkpoint, _computer(settings))
+    with torch.no_grad():
+        return list(task.eval().predict(list(inputs)))
+
+
+# -------------------------------------------------------------------- set-up
+
+
+@dataclass(frozen=True)
+class Computer:
+    """The device, the precision and the processes of a run."""
+
+    device: torch.device
+    precision: str
+    world: World
+
+
+def _computer(settings: Settings) -> Computer:
+    """Torch made ready, and seeded. Raises ConfigError for a device or a precision that this machine lacks."""
+    from refresher_runner.engine.device import choose_device, choose_precision, prepare_torch, seed_everything
+    from refresher_runner.engine.distributed import World
+
+    world = World.from_environment()
+    device = choose_device(settings.trainer.device, world.local_rank)
+    precision = choose_precision(settings.trainer.precision, device)
+    prepare_torch(settings.trainer, device)
+    seed_everything(settings.run.seed)
+    return Computer(device, precision, world)
+
+
+def _train(run: RunDir | None, settings: Settings, stored: str, command: Sequence[str]) -> RunDir:
+    if settings.trainer.devices > 1 and "LOCAL_RANK" not in os.environ:
+        return _launch(run, settings, command)
+    computer = _computer(settings)
+    world = computer.world
+    data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
+    signals.poll()
+    data.prepare()
+    signals.poll()
+    world.join(computer.device)
+    try:
+        loaders = _loaders(data, settings, computer)
+        if run is None:
+            run = RunDir(world.from_main(str(_create(settings)) if world.is_main else ""))
+        with run.locked() if world.is_main else nullcontext(), _outcome(run, world):
+            state, sink = _open(run, settings, stored, command, task=task, data=data, computer=computer)
+            try:
+                trainer = _trainer(run, settings, stored, task=task, data=data, loaders=loaders, computer=computer, state=state, sink=sink)
+                trainer.fit()
+                tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
+                sink.finish(yaml.safe_load(stored), tested)
+                if world.is_main:
+                    run.write_status("finished", step=trainer.progress.step, exit_code=0, test=tested)
+            finally:
+                sink.close()
+    finally:
+        world.leave()
+    return run
+
+
+def _create(settings: Settings) -> RunDir:
+    run = RunDir.create(settings.run.outputs, settings.model.name, settings.data.name)
+    if told := os.environ.get("REFRESHER_RUN_FILE"):
+        write_atomically(Path(told), str(run.path.resolve()))
+    return run
+
+
+def _loaders(data: DataModule[Any], settings: Settings, computer: Computer) -> Mapping[str, Loader]:
+    """The three splits as this rank sees them. Raises ConfigError where an epoch would not hold a step."""
+    from refresher_runner.engine.limit import FirstBatches
+
+    options, world = settings.trainer, computer.world
+    placement = Placement(str(computer.device), settings.run.seed, world.rank, world.size)
+    loaders: dict[str, Loader] = {
+        "train": data.train_loader(placement),
+        "val": data.val_loader(placement),
+        "test": data.test_loader(placement),
+    }
+    if options.limit_batches is not None:
+        loaders = {split: FirstBatches(loader, options.limit_batches) for split, loader in loaders.items()}
+    if options.overfit_batches is not None:
+        same = FirstBatches(loaders["train"], options.overfit_batches, always_epoch=0)
+        loaders = {"train": same, "val": same, "test": same}
+    if len(loaders["train"]) < options.accumulate:
+        problem = f"an epoch has {len(loaders['train'])} batches, fewer than one step accumulates"
+        raise ConfigError(
+            problem, key="trainer.accumulate", value=options.accumulate, cure="accumulate less, or use a smaller data.batch_size"
+        )
+    return loaders
+
+
+def _open(
+    run: RunDir, settings: Settings, stored: str, command: Sequence[str], *, task: Task, data: DataModule[Any], computer: Computer
+) -> tuple[dict[str, Any], Loggers]:
+    """What to go on from (a new run's is just its identity), with the logs open and cut to the same step."""
+    from refresher_runner.engine import checkpoint
+    from refresher_runner.engine.loggers import Loggers, open_loggers, rewind
+
+    world = computer.world
+    run_id = world.from_main(_begin_on_disk(run, settings, stored, command, task, data, computer) if world.is_main else "")
+    warnings: list[str] = []
+    state = checkpoint.load_newest(run, run_id, warnings.append)
+    if state is not None:
+        _check_fit(task, state["task"], run)
+    sink = Loggers([])
+    if world.is_main:
+        rewind(run, state["progress"]["step"] if state else -1)
+        sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
+    for warning in warnings:
+        sink.warn(warning)
+    return state or {"run": run_id}, sink
+
+
+def _trainer(
+    run: RunDir,
+    settings: Settings,
+    stored: str,
+    *,
+    task: Task,
+    data: DataModule[Any],
+    loaders: Mapping[str, Loader],
+    computer: Computer,
+    state: dict[str, Any],
+    sink: Loggers,
+) -> Trainer:
+    """A trainer that stands where `state` does."""
+    import torch
+
+    from refresher_runner.engine.trainer import Trainer
+
+    task.to(computer.device)
+    if settings.trainer.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.autograd.set_detect_anomaly(settings.trainer.anomaly)
+    resumed = "task" in state
+    if not resumed:
+        sink.begin(task, next(loaders["train"].batches(0)), config=stored, graph=settings.trainer.graph)
+    trainer = Trainer(
+        task,
+        OPTIMIZERS.builder(settings.optimizer.name)(task, **settings.optimizer.options),
+        schedule=settings.schedule,
+        options=settings.trainer,
+        train=loaders["train"],
+        val=loaders["val"],
+        run=run,
+        sink=sink,
+        identity={"run": state["run"], "spec": data.spec.to_dict(), "config": stored},
+        device=computer.device,
+        precision=computer.precision,
+        seed=settings.run.seed,
+        world=computer.world,
+    )
+    if resumed:
+        trainer.load_state_dict(state)
+        sink.say(f"resumed {run} at step {trainer.progress.step}")
+    return trainer
+
+
+def _begin_on_disk(
+    run: RunDir, settings: Settings, stored: str, command: Sequence[str], task: Task, data: DataModule[Any], computer: Computer
+) -> str:
+    """config.yaml, and run.json where there is none yet; the run's id."""
+    from refresher_runner.engine import checkpoint
+    from refresher_runner.engine.record import git_diff, record_of
+
+    write_atomically(run.config, stored)
+    if not run.record.is_file():
+        run.diff.write_text(git_diff(), encoding="utf-8")
+        parameters = sum(p.numel() for p in task.parameters())
+        machine = {"device": str(computer.device), "precision": computer.precision, "processes": computer.world.size}
+        facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, **machine)
+        write_atomically(run.record, json.dumps(facts, indent=2) + "\n")
+    run.write_status("running", exit_code=None, error=None, test=None)
+    checkpoint.clean(run)
+    return run.read_record()["id"]
+
+
+# -------------------------------------------------------------------- the end of a run
+
+
+def _test_best(trainer: Trainer, loader: Loader) -> dict[str, float]:
+    """The best checkpoint on the test split, logged and returned; the task is left with its weights."""
+    from refresher_runner.engine import checkpoint
+
+    best = checkpoint.load(trainer.run.checkpoints / "best.pt", trainer.identity["run"])
+    trainer.load_weights(best["task"])
+    report = trainer.evaluate(loader, "test", averaged=False)
+    trainer.sink.log(report, trainer.progress.step)
+    return {tag: value for tag, value in report.items() if isinstance(value, float)}
+
+
+@contextmanager
+def _outcome(run: RunDir, world: World) -> Iterator[None]:
+    """How a run ends is on disk before anyone is told: finished is written by who finished, all else here."""
+    import torch
+
+    try:
+        yield
+    except Interrupted as stop:
+        if world.is_main:
+            run.write_status("interrupted", exit_code=stop.exit_code, error=None)
+        raise
+    except Exception as error:
+        told = error if isinstance(error, RefresherError) else _as_training_error(error, run, torch.OutOfMemoryError)
+        if world.is_main:
+            run.write_status("failed", exit_code=told.exit_code, error=str(told))
+        raise told from error
+
+
+def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Exception]) -> TrainingError:
+    """One line for the user; the traceback goes to the run's log."""
+    with open(run.log, "a", encoding="utf-8") as log:
+        log.write("".join(traceback.format_exception(error)))
+    if isinstance(error, (out_of_memory, MemoryError)):
+        return TrainingError("out of memory", cure=f"a smaller data.batch_size with trainer.accumulate; {run} can be resumed")
+    first = (str(error).strip().splitlines() or [""])[0]
+    return TrainingError(f"{type(error).__name__}: {first}", cure=f"the traceback is in {run.log}")
+
+
+def _restored(run: RunDir, settings: Settings, name: str, computer: Computer) -> Task:
+    """The task of a run with the weights of one of its checkpoints."""
+    from refresher_runner.engine import checkpoint
+
+    path = run.checkpoints / f"{name}.pt" if name in ("best", "last", "previous") else Path(name)
+    state = checkpoint.load(path)
+    try:
+        spec = Spec.from_dict(state["spec"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"describes no known kind of data ({error})", key=str(path)) from None
+    task = MODELS.builder(settings.model.name)(spec, **settings.model.options)
+    _check_fit(task, state["task"], run)
+    task.load_state_dict(state["task"])
+    return task.to(computer.device)
+
+
+def _check_fit(task: Task, weights: dict[str, Any], run: RunDir) -> None:
+    """Names and shapes of saved weights against the task's. Raises CheckpointError naming the first that differs."""
+    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+    saved = {name: tuple(getattr(value, "shape", ("not a tensor",))) for name, value in weights.items()}
+    for name in [*own, *saved]:
+        if own.get(name) != saved.get(name):
+            problem = f"{name} is {saved.get(name, 'absent')} in the checkpoint and {own.get(name, 'absent')} in the model"
+            raise CheckpointError(problem, key=str(run), cure="the model's code or options changed since the run")
+
+
+def _launch(run: RunDir | None, settings: Settings, command: Sequence[str]) -> RunDir:
+    """The same command in `trainer.devices` processes. Raises what they ended with."""
+    from refresher_runner.engine.distributed import launch
+
+    told = os.environ.setdefault("REFRESHER_RUN_FILE", str(Path(tempfile.mkdtemp()) / "run"))
+    ended_well = launch(settings.trainer.devices, command)
+    run = run or (RunDir(Path(told).read_text(encoding="utf-8")) if Path(told).is_file() else None)
+    status = run.read_status() if run else {}
+    if status.get("state") == "interrupted":
+        raise Interrupted(status["exit_code"] - 128, cure=f"refresher resume {run} goes on from step {status.get('step', 0)}")
+    if not ended_well or run is None:
+        failed = TrainingError(status.get("error") or "a process of the run failed; its message is above", key=str(run or ""))
+        failed.exit_code = status.get("exit_code") or failed.exit_code
+        raise failed
+    return run

@@ -1,0 +1,118 @@
+"""A configuration, checked: all that can be refused before anything is created, downloaded or imported. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refresher_runner.engine.options import RunOptions, ScheduleOptions, TrainerOptions, schema_of
+from refresher_runner.errors import ConfigError, did_you_mean
+from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
+from refresher_runner.schema import Option, check_options, check_value
+
+GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
+
+# What a resumed run may not change: whatever would make its weights, or the order of its data, another run's.
+FIXED = {"seed", "optimizer.name", "trainer.accumulate", "trainer.ema_decay", "trainer.limit_batches", "trainer.overfit_batches"}
+FREE_OF_DATA = {"data.root", "data.workers", "data.timeout", "data.eval_batch_size"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A builder's name, and keyword arguments that fit its signature."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration."""
+
+    model: Component
+    data: Component
+    optimizer: Component
+    schedule: ScheduleOptions
+    trainer: TrainerOptions
+    run: RunOptions
+
+
+def check(config: Mapping[str, Any]) -> Settings:
+    """Every key, type and range at every depth, and whether the data suit the model. Raises ConfigError."""
+    top, schedule = schema_of(RunOptions), schema_of(ScheduleOptions)
+    known = {*GROUPS, "trainer", *top}
+    for key in config:
+        if key not in known:
+            raise ConfigError("unknown key", key=str(key), cure=did_you_mean(str(key), known))
+    run = RunOptions(**check_options({key: config[key] for key in config if key in top}, top, ""))
+    trainer = TrainerOptions(**check_options(_group(config, "trainer"), schema_of(TrainerOptions), "trainer"))
+    model, data = (_component(config, kind) for kind in ("model", "data"))
+    optimizer = _component(config, "optimizer", extra=schedule)
+    lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
+    _check_companions(model, data, optimizer, trainer)
+    return Settings(model, data, optimizer, lr, trainer, run)
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a stored configuration was changed for a resume. Raises ConfigError for what would make it another run."""
+    old, new = flatten(before), flatten(after)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    refused = [key for key in changed if key in FIXED or key.startswith("model.") or (key.startswith("data.") and key not in FREE_OF_DATA)]
+    if refused:
+        told = "; ".join(f"{key} was {old.get(key)}, would be {new.get(key)}" for key in refused)
+        raise ConfigError(f"this would be another run: {told}", cure="start a new run with refresher train")
+    return bool(changed)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested configuration."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def schema_for(config: Mapping[str, Any], group: str) -> dict[str, Option]:
+    """The schema that a group of this configuration is checked against, `name` included."""
+    if group == "trainer":
+        return schema_of(TrainerOptions)
+    if group not in GROUPS:
+        return schema_of(RunOptions)
+    extra = schema_of(ScheduleOptions) if group == "optimizer" else {}
+    return {"name": Option(str), **GROUPS[group].signature(_name(config, group)).options, **extra}
+
+
+def _component(config: Mapping[str, Any], kind: str, extra: Mapping[str, Option] | None = None) -> Component:
+    name = _name(config, kind)
+    values = {key: value for key, value in _group(config, kind).items() if key != "name"}
+    return Component(name, check_options(values, {**GROUPS[kind].signature(name).options, **(extra or {})}, kind))
+
+
+def _name(config: Mapping[str, Any], kind: str) -> str:
+    group, registry = _group(config, kind), GROUPS[kind]
+    name = check_value(group.get("name"), str, f"{kind}.name")
+    if name not in registry.names():
+        raise ConfigError(f"unknown {kind}", key=f"{kind}.name", value=name, cure=did_you_mean(name, registry.names()))
+    return name
+
+
+def _group(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    group = config.get(kind)
+    if not isinstance(group, Mapping):
+        raise ConfigError("should be a group of options", key=kind, value=group, cure=f"refresher list names the choices for {kind}")
+    return group
+
+
+def _check_companions(model: Component, data: Component, optimizer: Component, trainer: TrainerOptions) -> None:
+    wants, gives = MODELS.signature(model.name).spec, DATASETS.signature(data.name).yields
+    if wants is not None and gives is not None and not issubclass(gives, wants):
+        fitting = [name for name in DATASETS.names() if issubclass(DATASETS.signature(name).yields or object, wants)]
+        problem = f"model={model.name} learns from {wants.__name__}, and this data set gives {gives.__name__}"
+        raise ConfigError(problem, key="data", value=data.name, cure=f"data sets that fit: {', '.join(fitting)}")
+    if optimizer.name == "muon" and trainer.strategy == "fsdp":
+        raise ConfigError("needs whole matrices, and fsdp keeps shards", key="optimizer", value="muon", cure="use trainer.strategy=ddp")
+    batch_size = data.options.get("batch_size")
+    if isinstance(batch_size, int) and batch_size % trainer.devices:
+        problem = f"the global batch does not divide among {trainer.devices} devices"
+        raise ConfigError(problem, key="data.batch_size", value=batch_size, cure=f"use a multiple of {trainer.devices}")

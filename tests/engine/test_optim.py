@@ -1,0 +1,115 @@
+"""Optimizers against torch's own, schedules against torch's schedulers and the papers' formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from refresher_runner.engine.optim import Together, lr_factor
+from refresher_runner.registry import OPTIMIZERS
+from tests.engine.toy import Toy, schedule
+
+BETAS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+REFERENCE = {
+    "adam": (lambda p: torch.optim.Adam(p, 1e-2), BETAS),
+    "adamw": (lambda p: torch.optim.AdamW(p, 1e-2), BETAS),
+    "sgd": (lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True), {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "rmsprop": (lambda p: torch.optim.RMSprop(p, 1e-2), {"alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE))
+def test_an_optimizer_is_torchs_with_decay_on_matrices_alone(name: str) -> None:
+    torch.manual_seed(0)
+    ours, theirs = Toy(0.0), Toy(0.0)
+    theirs.load_state_dict(ours.state_dict())
+    make, options = REFERENCE[name]
+    optimizer = OPTIMIZERS.builder(name)(ours, lr=1e-2, **options)
+    reference = make(
+        [
+            {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+            {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    )
+    for _ in range(5):
+        x = torch.randn(16, 4)
+        for task, stepper in ((ours, optimizer), (theirs, reference)):
+            stepper.zero_grad()
+            task.net(x).square().mean().backward()
+            stepper.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
+    task = Toy(0.0)
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    optimizer = OPTIMIZERS.builder("muon")(task, lr=1e-2, momentum=0.95, nesterov=True, ns_steps=5, weight_decay=0.0)
+    assert isinstance(optimizer, Together)
+    task.net(torch.randn(16, 4)).square().mean().backward()
+    optimizer.step()
+    change = before["net.0.weight"] - task.net[0].weight.detach()  # type: ignore[operator]
+    singular = torch.linalg.svdvals(change)
+    # Newton-Schulz brings singular values near 1; match_rms_adamw scales by 0.2 sqrt(max(rows, columns))
+    assert torch.all((singular / (1e-2 * 0.2 * math.sqrt(8)) - 1).abs() < 0.35)
+    bias = before["net.0.bias"] - task.net[0].bias.detach()  # type: ignore[operator]
+    assert torch.allclose(bias.abs(), torch.full_like(bias, 1e-2), atol=1e-3)  # Adam's first step is lr * sign
+    twin = OPTIMIZERS.builder("muon")(Toy(0.0), lr=1e-2, momentum=0.95, nesterov=True, ns_steps=5, weight_decay=0.0)
+    twin.load_state_dict(optimizer.state_dict())
+    momentum = [p.state_dict()["state"] for p in twin.parts]
+    assert momentum[0][0]["momentum_buffer"].equal(optimizer.parts[0].state_dict()["state"][0]["momentum_buffer"])
+
+
+def torch_factors(make, steps: int) -> list[float]:  # type: ignore[no-untyped-def]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    factors = []
+    for _ in range(steps):
+        factors.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+def ours(steps: int, **options: object) -> list[float]:
+    return [lr_factor(schedule(**options), step, steps) for step in range(steps)]
+
+
+def test_cosine_is_torchs() -> None:
+    expected = torch_factors(lambda o: lr_scheduler.CosineAnnealingLR(o, 50, eta_min=0.1), 50)
+    assert ours(50, schedule="cosine", warmup_steps=0, final_lr=0.1) == pytest.approx(expected)
+
+
+def test_linear_is_torchs() -> None:
+    expected = torch_factors(lambda o: lr_scheduler.LinearLR(o, 1.0, 0.2, 50), 50)
+    assert ours(50, schedule="linear", warmup_steps=0, final_lr=0.2) == pytest.approx(expected)
+
+
+def test_one_cycle_is_torchs() -> None:
+    make = lambda o: lr_scheduler.OneCycleLR(o, 1.0, total_steps=101, cycle_momentum=False, final_div_factor=4.0)  # noqa: E731
+    expected = torch_factors(make, 100)
+    got = [lr_factor(schedule(schedule="one_cycle", warmup_steps=0, final_lr=0.01), step, 100) for step in range(100)]
+    assert got == pytest.approx(expected, abs=0.03)  # torch rounds the turning point to a whole step
+    assert max(got) == pytest.approx(1.0)
+
+
+def test_warmup_is_linear_and_joins_the_schedule() -> None:
+    factors = ours(100, schedule="cosine", warmup_steps=10)
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == pytest.approx(1.0)
+    rest = torch_factors(lambda o: lr_scheduler.CosineAnnealingLR(o, 90), 90)
+    assert factors[10:] == pytest.approx(rest)
+
+
+def test_inverse_sqrt_is_vaswanis_formula_scaled_to_peak_at_one() -> None:
+    warmup = 40
+    noam = [min((s + 1) ** -0.5, (s + 1) * warmup**-1.5) for s in range(400)]  # eq. 3 without d_model
+    assert ours(400, schedule="inverse_sqrt", warmup_steps=warmup) == pytest.approx([f / max(noam) for f in noam])
+
+
+def test_constant_is_constant() -> None:
+    assert ours(10, schedule="constant", warmup_steps=0) == [1.0] * 10
