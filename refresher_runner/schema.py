@@ -23,6 +23,7 @@ NonNegative = Annotated[int, Ge(0), Le(2**40)]
 PositiveFloat = Annotated[float, Gt(0.0)]
 NonNegativeFloat = Annotated[float, Ge(0.0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
+Share = Annotated[float, Gt(0.0), Lt(1.0)]
 Decay = Annotated[float, Ge(0.0), Lt(1.0)]
 
 Unit = Literal["steps", "epochs", "seconds", "minutes", "hours"]
