@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +204,7 @@ def _trainer(
         sink.begin(task, next(loaders["train"].batches(0)), config=stored, graph=settings.trainer.graph)
     trainer = Trainer(
         task,
-        OPTIMIZERS.builder(settings.optimizer.name)(task, **settings.optimizer.options),
+        partial(OPTIMIZERS.builder(settings.optimizer.name), **settings.optimizer.options),
         schedule=settings.schedule,
         options=settings.trainer,
         train=loaders["train"],

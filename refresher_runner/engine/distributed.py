@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,19 @@ def whole(state: Any) -> Any:
     if isinstance(state, (list, tuple)):
         return type(state)(whole(value) for value in state)
     return state.full_tensor() if hasattr(state, "full_tensor") else state
+
+
+@contextmanager
+def gathered(task: Task) -> Iterator[None]:
+    """Inside, a sharded task holds whole parameters, so that any of its methods can be called."""
+    if not hasattr(task, "unshard"):
+        yield
+        return
+    task.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        task.reshard()  # type: ignore[operator]
 
 
 def shard_like(value: Any, like: Tensor) -> Any:

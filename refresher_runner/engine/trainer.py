@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from refresher_runner.engine import checkpoint, signals
 from refresher_runner.engine.device import random_state, restore_random_state
-from refresher_runner.engine.distributed import SINGLE, World, shard_like, whole, wrap
+from refresher_runner.engine.distributed import SINGLE, World, gathered, shard_like, whole, wrap
 from refresher_runner.engine.ema import EMA
 from refresher_runner.engine.evaluate import autocast, evaluate
 from refresher_runner.engine.optim import lr_factor
@@ -63,7 +63,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        optimizer: Any,
+        optimizer: Callable[[Task], Any],
         *,
         schedule: ScheduleOptions,
         options: TrainerOptions,
@@ -77,20 +77,21 @@ class Trainer:
         seed: int = 0,
         world: World = SINGLE,
     ):
-        self.task, self.optimizer, self.schedule, self.options = task, optimizer, schedule, options
+        self.task, self.schedule, self.options = task, schedule, options
         self.train, self.val, self.run, self.sink, self.identity = train, val, run, sink, identity
         self.device, self.precision, self.seed, self.world = device, precision, seed, world
         self.progress = Progress()
+        self.model = wrap(task, options.strategy, world, device)  # may replace parameters by shards: before anything holds them
+        self.forward = torch.compile(self.model) if options.compile else task.step if world.size == 1 else self.model
+        self.optimizer = optimizer(task)
         self.window = Window(world, options.accumulate)
         self.ema = EMA(task, options.ema_decay) if options.ema_decay is not None else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps_per_epoch = len(train) // options.accumulate
         assert self.steps_per_epoch > 0, "an epoch holds less than one step"
         self.total_steps = options.duration.steps(self.steps_per_epoch)
-        self.model = wrap(task, options.strategy, world, device)
-        self.forward = torch.compile(self.model) if options.compile else task.step if world.size == 1 else self.model
 
     # ---------------------------------------------------------------- the loop
 
@@ -191,7 +192,7 @@ class Trainer:
 
     def evaluate(self, loader: Loader, split: str, averaged: bool = True) -> Report:
         """Metrics and pictures of one split, tags `split/...`, under the averaged weights if there are any and they are wanted."""
-        with self.ema.applied() if self.ema and averaged else nullcontext():
+        with self.ema.applied() if self.ema and averaged else nullcontext(), gathered(self.task):
             return evaluate(self.task, loader, split, device=self.device, precision=self.precision, seed=self.seed, world=self.world)
 
     def _log_window(self) -> None:

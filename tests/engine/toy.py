@@ -115,7 +115,7 @@ def schedule(**changes: Any) -> ScheduleOptions:
     return ScheduleOptions(**{"schedule": "cosine", "warmup_steps": 3, "final_lr": 0.0, **changes})
 
 
-def trainer(folder: Path, make: Callable[[], Task] = Toy, *, optimizer: Any = None, lr: float = 1e-2, seed: int = 0, **changes: Any) -> Trainer:
+def trainer(folder: Path, make: Callable[[], Task] = Toy, *, lr: float = 1e-2, seed: int = 0, **changes: Any) -> Trainer:
     """A trainer for the toy; keywords are options of the trainer, or `train`, `val`, `schedule`, `world`, `precision`."""
     parts = {name: changes.pop(name) for name in ("train", "val", "world", "precision") if name in changes}
     lr_schedule = changes.pop("schedule", schedule())
@@ -125,7 +125,7 @@ def trainer(folder: Path, make: Callable[[], Task] = Toy, *, optimizer: Any = No
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     return Trainer(
         task,
-        optimizer or torch.optim.AdamW(task.parameters(), lr=lr, fused=True),
+        lambda task: torch.optim.AdamW(task.parameters(), lr=lr, fused=True),
         schedule=lr_schedule,
         options=options(**changes),
         run=run,
