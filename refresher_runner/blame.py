@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,8 @@ def _files(key: str, overrides: Sequence[str], config_dir: Path | None, chosen: 
         loaded = reader._load_single_config(default, repository)
         values = keys_of(OmegaConf.to_container(loaded.config, resolve=False))
         if key in values and loaded.provider != "hydra":
-            file = os.path.relpath(Path(loaded.path.removeprefix("file://"), f"{default.config_path}.yaml"))
+            path, here = Path(loaded.path.removeprefix("file://"), f"{default.config_path}.yaml"), Path.cwd()
+            file = str(path.relative_to(here) if path.is_relative_to(here) else path)
             by = chosen.get((default.config_path or "").rpartition("/")[0])
             settings.append(Setting(f"{file}, chosen by {by}" if by else file, values[key]))
     return settings

@@ -12,8 +12,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -92,6 +94,22 @@ def compose_stored(run: RunDir, overrides: Sequence[str] = ()) -> tuple[dict[str
         return _resolve(config)
 
 
+def print_config(overrides: Sequence[str], config_dir: Path | None, *, part: str, package: str | None, resolve: bool) -> None:
+    """Hydra's `--cfg`: the configuration (`job`), Hydra's own (`hydra`), or both (`all`), as YAML. Raises ConfigError."""
+    with explained(overrides, config_dir):
+        try:
+            with redirect_stderr(StringIO()):
+                Hydra("refresher", loader(config_dir)).show_cfg(CONFIG, list(overrides), part, package, resolve)
+        except SystemExit:  # how Hydra says it
+            raise ConfigError("no such part of the configuration", key="--package", value=package) from None
+
+
+def print_info(overrides: Sequence[str], config_dir: Path | None, *, info: str) -> None:
+    """Hydra's `--info`: how the configuration is put together. Raises ConfigError."""
+    with explained(overrides, config_dir):
+        Hydra("refresher", loader(config_dir)).show_info(info, CONFIG, list(overrides))
+
+
 def parse(overrides: Sequence[str], config_loader: ConfigLoaderImpl | None = None) -> list[Override]:
     """Overrides by Hydra's grammar, refusing first what its parser cannot survive."""
     for text in overrides:
@@ -151,7 +169,7 @@ def groups(config_dir: Path | None = None) -> dict[str, dict[str, Path]]:
 
 
 @contextmanager
-def explained(overrides: Sequence[str], config_dir: Path | None) -> Iterator[None]:
+def explained(overrides: Sequence[str], config_dir: Path | None, *, sweeping: bool = False) -> Iterator[None]:
     """Whatever Hydra and OmegaConf raise inside, as a ConfigError that names key, value and cure."""
     try:
         parse(overrides)
@@ -163,14 +181,15 @@ def explained(overrides: Sequence[str], config_dir: Path | None) -> Iterator[Non
     except OmegaConfBaseException as error:
         raise ConfigError(_say(error), key=error.full_key or "") from error
     except _FAULTS as error:
-        _find_fault(overrides, config_dir)
+        parsed = parse(overrides, loader(config_dir))
+        _find_fault([o for o in parsed if not (sweeping and o.is_sweep_override())], config_dir)
         raise ConfigError(_say(error)) from error
 
 
-def _find_fault(overrides: Sequence[str], config_dir: Path | None) -> None:
+def _find_fault(overrides: Sequence[Override], config_dir: Path | None) -> None:
     """Raise ConfigError for the first override that cannot be; return when the fault lies elsewhere."""
     choices = groups(config_dir)
-    parsed = [o for o in parse(overrides, loader(config_dir)) if not o.is_hydra_override()]
+    parsed = [o for o in overrides if not o.is_hydra_override()]
     chosen = [o for o in parsed if o.is_sweep_override() or (o.key_or_group in choices and not isinstance(o.value(), dict))]
     for override in chosen:
         _refuse(override, choices, None)
