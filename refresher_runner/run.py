@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from refresher_runner.engine import signals
 from refresher_runner.engine.rundir import RunDir, write_atomically
 from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
-from refresher_runner.settings import Settings, check, refuse_changes
+from refresher_runner.settings import Settings, check, flatten, refuse_changes
 from refresher_runner.spec import DataModule, Loader, Placement, Spec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def train(settings: Settings, *, stored: str, command: Sequence[str]) -> RunDir:
 
 def resume(run: RunDir, settings: Settings, *, stored: str, command: Sequence[str]) -> RunDir:
     """Go on with a run exactly where its newest checkpoint stands. A finished run goes on only if it was changed, say made longer."""
-    changed = refuse_changes(yaml.safe_load(run.config.read_text(encoding="utf-8")), yaml.safe_load(stored))
+    changed = refuse_changes(_parse(run.config.read_text(encoding="utf-8")), _parse(stored))
     if not changed and run.read_status().get("state") == "finished":
         return run
     return _train(run, settings, stored, command)
@@ -115,7 +115,7 @@ def _train(run: RunDir | None, settings: Settings, stored: str, command: Sequenc
                 trainer = _trainer(run, settings, stored, task=task, data=data, loaders=loaders, computer=computer, state=state, sink=sink)
                 trainer.fit()
                 tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
-                sink.finish(yaml.safe_load(stored), tested)
+                sink.finish(flatten(_parse(stored)), tested)
                 if world.is_main:
                     run.write_status("finished", step=trainer.progress.step, exit_code=0, test=tested)
             finally:
@@ -254,6 +254,11 @@ def _test_best(trainer: Trainer, loader: Loader) -> dict[str, float]:
     report = trainer.evaluate(loader, "test", averaged=False)
     trainer.sink.log(report, trainer.progress.step)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
+
+
+def _parse(text: str) -> Any:
+    """A stored configuration as plain containers, its secrets still unresolved."""
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 @contextmanager
