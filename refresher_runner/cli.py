@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refresher_runner import __version__
+from refresher_runner.console import print_table, print_yaml, tell
 from refresher_runner.engine import signals
 from refresher_runner.errors import ConfigError, RefresherError, UsageError
 
@@ -144,7 +144,7 @@ def measure(name: RunName, overrides: Overrides = None, checkpoint: Checkpoint =
     folder = _find(name, outputs)
     config, _ = compose_stored(folder, overrides or [])
     metrics = run.test(folder, run.check(config), checkpoint=checkpoint)
-    _print_table(["metric", "value"], [[tag, f"{value:.6g}"] for tag, value in metrics.items()])
+    print_table(["metric", "value"], [[tag, f"{value:.6g}"] for tag, value in metrics.items()])
     return 0
 
 
@@ -168,19 +168,26 @@ def predict(
     predictions = run.predict(folder, run.check(config), inputs, checkpoint=checkpoint)
     rows = write(predictions, output or folder.path / "predictions")
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    _print_table(columns, [[str(row.get(column, "")) for column in columns] for row in rows])
+    print_table(columns, [[str(row.get(column, "")) for column in columns] for row in rows])
     print(f"written to {output or folder.path / 'predictions'}")
     return 0
 
 
 @app.command("list", rich_help_panel="Look")
-def list_(kind: Annotated[Kind | None, typer.Argument(help="Only these.")] = None, config_dir: ConfigDir = None) -> int:
+def list_(
+    kind: Annotated[Kind | None, typer.Argument(help="Only these.")] = None,
+    names: Annotated[bool, typer.Option("--names", help="A name on each line, and nothing else.")] = False,
+    config_dir: ConfigDir = None,
+) -> int:
     """Models, data sets and everything else a run can choose, with a line on each."""
     from refresher_runner.catalogue import catalogue
 
-    for title, names in catalogue(config_dir).items():
-        if (kind is None and names) or (kind is not None and kind.value == title):
-            _print_table([title, ""], [[name, summary] for name, summary in names.items()])
+    found = catalogue(config_dir)
+    for title, choices in found.items() if kind is None else [(kind.value, found[kind.value])]:
+        if names:
+            print("\n".join(choices))
+        elif choices:
+            print_table([title, ""], [[name, summary] for name, summary in choices.items()])
     return 0
 
 
@@ -205,7 +212,7 @@ def show(
     config, stored = compose(overrides, config_dir)
     settings.check(config)
     if not keys:
-        _print_yaml(stored)
+        print_yaml(stored)
         return 0
     from refresher_runner.blame import blame
 
@@ -248,7 +255,7 @@ def runs(
         extra = [show(s.value(key)) for key in columns[10:]]
         names = [str(s.run), show(s.value("model")), show(s.value("data")), s.state, show(s.status.get("step"))]
         rows.append([*names, *goal, show(s.value("seed")), " ".join(s.tags), *extra])
-    _print_table(columns, rows)
+    print_table(columns, rows)
     return 0
 
 
@@ -265,7 +272,7 @@ def compare(
     found = [summarise(_find(name, outputs)) for name in names]
     for section, rows in compare_(found).items():
         if rows:
-            _print_table([section, *(s.run.path.name for s in found)], [[key, *values] for key, values in rows.items()])
+            print_table([section, *(s.run.path.name for s in found)], [[key, *values] for key, values in rows.items()])
         else:
             print(f"{section}: the same\n")
     return 0
@@ -294,7 +301,7 @@ def check(outputs: Annotated[Path, typer.Option(help="Where runs are to be writt
     """What this machine offers: versions, devices, data, and whether runs can be written."""
     from refresher_runner.catalogue import machine
 
-    _print_table(["this machine", ""], [[name, value] for name, value in machine(outputs).items()])
+    print_table(["this machine", ""], [[name, value] for name, value in machine(outputs).items()])
     return 0
 
 
@@ -305,30 +312,21 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except RefresherError as error:
-        return _tell(str(error), error.cure, error.exit_code)
+        return tell(str(error), error.cure, error.exit_code)
     except _ClickException as error:
-        return _tell(
+        return tell(
             error.format_message(),  # pyright: ignore[reportAttributeAccessIssue]
             "refresher --help lists the commands",
             2,
         )
     except (KeyboardInterrupt, typer.Abort):
-        return _tell("stopped", "", 130)
+        return tell("stopped", "", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; let Python close stdout in peace
         return 1
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return _tell(f"{type(error).__name__}: {first}", "REFRESHER_TRACEBACK=1 shows where; please report it with the command", 1)
-
-
-def _tell(problem: str, cure: str, code: int) -> int:
-    if os.environ.get("REFRESHER_TRACEBACK") == "1" or os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exc()
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    if cure:
-        print(f"hint: {cure}", file=sys.stderr)
-    return code
+        return tell(f"{type(error).__name__}: {first}", "REFRESHER_TRACEBACK=1 shows where; please report it with the command", 1)
 
 
 def _sweep(overrides: list[str], config_dir: Path | None) -> int:
@@ -340,7 +338,7 @@ def _sweep(overrides: list[str], config_dir: Path | None) -> int:
     for number, job in enumerate(jobs, start=1):
         log = str(job.run.log) if job.run and job.state != "finished" and job.run.log.is_file() else ""
         rows.append([str(number), " ".join(job.overrides), job.state, show(job.goal), str(job.run or f"exit code {job.exit_code}"), log])
-    _print_table(["job", "overrides", "state", "goal", "run", "log of failure"], rows)
+    print_table(["job", "overrides", "state", "goal", "run", "log of failure"], rows)
     return 0 if all(job.state == "finished" for job in jobs) else 1
 
 
@@ -360,29 +358,3 @@ def _split(text: str) -> tuple[str, str]:
 def _say_next(run: RunDir) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"run: {run}\nnext: refresher predict {run} INPUT...   refresher tensorboard {run}   refresher runs")
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(Text(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 240)  # a pipe has no edge to fold at
-    console.print(table)
-    console.print()
-
-
-def _print_yaml(text: str) -> None:
-    if not sys.stdout.isatty():
-        print(text, end="")
-        return
-    from rich.console import Console
-    from rich.syntax import Syntax
-
-    Console().print(Syntax(text, "yaml", background_color="default"))
