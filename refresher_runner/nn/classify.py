@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +54,6 @@ class Classifier(Task):
         captions = tuple(f"{names[label]} taken for {names[guess]}, {confidence:.2f}" for label, guess, confidence in rows)
         return {"mistakes": Images(self.spec.pixels(batch.images[worst]), captions)}
 
-    @torch.no_grad()
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
         """A row for every picture among the files and folders, with the two likeliest classes.
 
