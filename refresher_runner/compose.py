@@ -117,6 +117,8 @@ def parse(overrides: Sequence[str], config_loader: ConfigLoaderImpl | None = Non
         for character in text:
             depth += (character in "[{(") - (character in "]})")
             deepest = max(deepest, depth)
+        if not text.isascii() and text != text.encode(errors="replace").decode():
+            raise ConfigError("holds bytes that are not text", key=text.partition("=")[0])
         if len(text) > LONGEST or deepest > DEEPEST:
             how = f"longer than {LONGEST} characters" if len(text) > LONGEST else f"nested deeper than {DEEPEST} brackets"
             raise ConfigError(f"is {how}", key=text.partition("=")[0][:80], cure="put it into a file: --config-dir DIR")

@@ -40,7 +40,7 @@ def tell(problem: str, cure: str, code: int) -> int:
     """One line on what is wrong and one on what to do; the exit code. The traceback only for who asks for it."""
     if os.environ.get("REFRESHER_TRACEBACK") == "1" or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    if cure:
-        print(f"hint: {cure}", file=sys.stderr)
+    for label, text in (("error", problem), ("hint", cure)):
+        if text:
+            print(f"{label}: {''.join(c if c.isprintable() else '?' for c in ' '.join(text.split()))}", file=sys.stderr)
     return code
