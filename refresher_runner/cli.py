@@ -162,13 +162,14 @@ def predict(
     from refresher_runner import run
     from refresher_runner.compose import compose_stored
     from refresher_runner.predictions import write
+    from refresher_runner.runs import show
 
     folder = _find(name, outputs)
     config, _ = compose_stored(folder, [f"trainer.device={device}"] if device else [])
     predictions = run.predict(folder, run.check(config), inputs, checkpoint=checkpoint)
     rows = write(predictions, output or folder.path / "predictions")
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print_table(columns, [[str(row.get(column, "")) for column in columns] for row in rows])
+    print_table(columns, [[show(row.get(column)) for column in columns] for row in rows])
     print(f"written to {output or folder.path / 'predictions'}")
     return 0
 

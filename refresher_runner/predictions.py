@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refresher_runner.errors import UsageError
-from refresher_runner.report import Images, Prediction, Text
+from refresher_runner.report import Prediction, Text
 
 
 def write(predictions: Sequence[Prediction], folder: Path) -> list[dict[str, Any]]:
@@ -28,26 +28,18 @@ def write(predictions: Sequence[Prediction], folder: Path) -> list[dict[str, Any
 
 
 def _row(number: int, prediction: Prediction, folder: Path) -> dict[str, Any]:
-    """The values of one input, and what its report wrote: `<number>_<tag>.png`, or `.md` for a text."""
+    """The values of one input, and what of its report can be written: `<number>_<tag>.png`, or `.md` for a text."""
+    from refresher_runner.engine.figures import draw, write_png
+
     row: dict[str, Any] = {"input": prediction.input, **prediction.values}
     for tag, shown in prediction.report.items():
-        path = folder / f"{number:04d}_{tag.replace('/', '_')}"
+        path = folder / f"{number:04d}_{tag.replace('/', '_')}.png"
         if isinstance(shown, float):
             row[tag] = shown
         elif isinstance(shown, Text):
-            row[tag] = f"{path}.md"
-            Path(f"{path}.md").write_text(shown.markdown, encoding="utf-8")
-        elif isinstance(shown, Images):
-            row[tag] = f"{path}.png"
-            _write_pictures(shown, Path(f"{path}.png"))
-        else:
-            row[tag] = f"{path}.png"
-            _write_figure(shown, Path(f"{path}.png"))
+            row[tag] = str(path.with_suffix(".md"))
+            path.with_suffix(".md").write_text(shown.markdown, encoding="utf-8")
+        elif (png := draw(shown, f"{prediction.input}: {tag}")) is not None:
+            row[tag] = str(path)
+            write_png(png, path)
     return row
-
-
-def _write_pictures(images: Images, path: Path) -> None:
-    """All of them in one file, in rows of eight."""
-    from torchvision.utils import save_image
-
-    save_image(images.pixels, path, nrow=8)

@@ -149,8 +149,12 @@ def _metrics(summary: Summary) -> dict[str, Any]:
             last |= {tag: value for tag, value in json.loads(line).items() if tag.startswith(("val/", "test/"))}
         except (ValueError, AttributeError):
             continue  # cut off when the machine went down; what is whole still counts
-    numbers = {tag: value for tag, value in sorted(last.items(), reverse=True) if isinstance(value, (int, float))}
+    numbers = {tag: value for tag, value in sorted(last.items(), key=_split_first) if isinstance(value, (int, float))}
     return found | numbers | {"steps": summary.status.get("step"), "parameters": summary.record.get("parameters")}
+
+
+def _split_first(metric: tuple[str, Any]) -> tuple[bool, str]:
+    return (not metric[0].startswith("val/"), metric[0])
 
 
 def _rows(columns: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
