@@ -53,7 +53,7 @@ class Progress:
     elapsed: float = 0.0  # seconds, evaluations included, over all the sittings of a run
     best: float | None = None
     best_step: int = 0
-    stale: int = 0  # evaluations since the best
+    stale: int = 0  # evaluations since one was better than all before
     validated_step: int = 0  # of the last evaluation
 
 
@@ -176,12 +176,11 @@ class Trainer:
         assert isinstance(value, float), f"the goal {goal.metric} is not a number"
         if not math.isfinite(value):
             self.sink.warn(f"val/{goal.metric} is {value} at step {progress.step}; it cannot be the best")
-        if goal.better(value, progress.best):
-            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+        progress.stale = 0 if goal.better(value, progress.best) else progress.stale + 1
+        if progress.stale == 0 or value == progress.best:  # of equals, the one that trained longer
+            progress.best, progress.best_step = value, progress.step
             self._check_finite()
             self._write("best.pt", {"task": self._weights()})
-        else:
-            progress.stale += 1
         if progress.best is not None:
             report = {**report, "val/best": progress.best}
         self.sink.log(report, progress.step)
