@@ -164,13 +164,15 @@ class FileLoader(Generic[Sample, Batch]):
             generator=torch.Generator(),
             pin_memory=device.startswith("cuda"),
         )
-        iterator = iter(loader)
+        iterator: Any = iter(loader)
+        for worker in iterator._workers if self.workers else ():
+            worker._popen.terminate = worker._popen.kill  # SIGTERM is ignored: who ends a stuck worker with it waits for ever
         try:
             for batch in self._received(iterator):
                 yield type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
         finally:
             if self.workers:
-                _shut_down(iterator)
+                iterator._shutdown_workers()  # now, not when the last traceback that knows them is forgotten
 
     def _received(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         try:
@@ -178,10 +180,10 @@ class FileLoader(Generic[Sample, Batch]):
                 if isinstance(batch, DataError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):  # torch has no type for a lost worker
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.workers or str(error).startswith("Caught"):  # raised by `read`, which torch reports like this
                 raise
-            problem = f"a worker died or was silent for too long ({str(error).splitlines()[0]})"
+            problem = f"a worker died or was silent for too long ({str(error) or type(error).__name__})"
             cure = "resume the run; data.timeout allows for slower files, and data.workers=0 reads them without workers"
             raise TrainingError(problem, key="data.workers", value=self.workers, cure=cure) from error
 
@@ -223,11 +225,3 @@ def _shield(worker: int) -> None:
     """A signal to the whole group is for the main process to answer: it still needs the batches of its last step."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-
-
-def _shut_down(iterator: Any) -> None:
-    """End the workers now. They ignore SIGTERM, so one that is stuck would be waited for at exit, for ever."""
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        if worker.is_alive():
-            worker.kill()
