@@ -112,11 +112,11 @@ def train(
     if multirun:
         return _sweep(typed, config_dir)
     from refresher_runner import run
-    from refresher_runner.compose import compose
+    from refresher_runner.compose import checked, compose
 
     config, stored = compose(typed, config_dir)
     flags = ["--config-dir", str(config_dir)] if config_dir else []
-    _say_next(run.train(run.check(config), stored=stored, command=["train", *flags, *typed]))
+    _say_next(run.train(checked(config, stored), stored=stored, command=["train", *flags, *typed]))
     return 0
 
 
@@ -125,12 +125,12 @@ def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("
     """Go on with a run, exactly where it stopped: `refresher resume last trainer.duration='20 epochs'`."""
     signals.install()
     from refresher_runner import run
-    from refresher_runner.compose import compose_stored
+    from refresher_runner.compose import checked, compose_stored
 
     folder = _find(name, outputs)
     config, stored = compose_stored(folder, overrides or [])
     command = ["resume", str(folder.path.resolve()), *(overrides or [])]
-    _say_next(run.resume(folder, run.check(config), stored=stored, command=command))
+    _say_next(run.resume(folder, checked(config, stored), stored=stored, command=command))
     return 0
 
 
@@ -139,11 +139,11 @@ def measure(name: RunName, overrides: Overrides = None, checkpoint: Checkpoint =
     """Metrics of a run's checkpoint on the test split."""
     signals.install()
     from refresher_runner import run
-    from refresher_runner.compose import compose_stored
+    from refresher_runner.compose import checked, compose_stored
 
     folder = _find(name, outputs)
-    config, _ = compose_stored(folder, overrides or [])
-    metrics = run.test(folder, run.check(config), checkpoint=checkpoint)
+    config, stored = compose_stored(folder, overrides or [])
+    metrics = run.test(folder, checked(config, stored), checkpoint=checkpoint)
     print_table(["metric", "value"], [[tag, f"{value:.6g}"] for tag, value in metrics.items()])
     return 0
 
@@ -160,13 +160,13 @@ def predict(
     """What a run's model says of inputs of yours."""
     signals.install()
     from refresher_runner import run
-    from refresher_runner.compose import compose_stored
+    from refresher_runner.compose import checked, compose_stored
     from refresher_runner.predictions import write
     from refresher_runner.runs import show
 
     folder = _find(name, outputs)
-    config, _ = compose_stored(folder, [f"trainer.device={device}"] if device else [])
-    predictions = run.predict(folder, run.check(config), inputs, checkpoint=checkpoint)
+    config, stored = compose_stored(folder, [f"trainer.device={device}"] if device else [])
+    predictions = run.predict(folder, checked(config, stored), inputs, checkpoint=checkpoint)
     rows = write(predictions, output or folder.path / "predictions")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print_table(columns, [[show(row.get(column)) for column in columns] for row in rows])
@@ -203,15 +203,14 @@ def show(
     config_dir: ConfigDir = None,
 ) -> int:
     """The configuration of a run to be; or, with a KEY, its value, its type, and which file or override set it."""
-    from refresher_runner import settings
-    from refresher_runner.compose import compose
+    from refresher_runner.compose import checked, compose
 
     keys = [word for word in words or [] if "=" not in word and not word.startswith("~")]
     overrides = [word for word in words or [] if word not in keys]
     if len(keys) > 1:
         raise UsageError("one key at a time", key=" ".join(keys))
     config, stored = compose(overrides, config_dir)
-    settings.check(config)
+    checked(config, stored)
     if not keys:
         print_yaml(stored)
         return 0

@@ -36,6 +36,7 @@ from omegaconf.resolvers import oc
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.errors import ConfigError, RunError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
+from refresher_runner.settings import Settings, check
 
 CONFIG = "config"  # conf/config.yaml
 LONGEST, DEEPEST = 10_000, 20  # characters and brackets of an override: beyond these the parsers take seconds, or the whole stack
@@ -94,6 +95,18 @@ def compose_stored(run: RunDir, overrides: Sequence[str] = ()) -> tuple[dict[str
         return _resolve(config)
 
 
+def checked(config: Mapping[str, Any], stored: str) -> Settings:
+    """`settings.check`, in whose errors nothing that came out of the environment is shown."""
+    try:
+        return check(config)
+    except ConfigError as error:
+        written = keys_of(OmegaConf.to_container(OmegaConf.create(stored), resolve=False))
+        for key, value in written.items():
+            if f"{key}.".startswith(f"{error.key}.") and isinstance(value, str) and "${" in value:
+                raise ConfigError("what the environment holds is not allowed here", key=key, value=value) from None
+        raise
+
+
 def print_config(overrides: Sequence[str], config_dir: Path | None, *, part: str, package: str | None, resolve: bool) -> None:
     """Hydra's `--cfg`: the configuration (`job`), Hydra's own (`hydra`), or both (`all`), as YAML. Raises ConfigError."""
     with explained(overrides, config_dir):
@@ -125,15 +138,19 @@ def parse(overrides: Sequence[str], config_loader: ConfigLoaderImpl | None = Non
     return OverridesParser.create(config_loader).parse_overrides(list(overrides))
 
 
-@cache
 def loader(config_dir: Path | None) -> ConfigLoaderImpl:
     """Hydra's reader of configurations, over every folder of `folders`."""
+    return _loader(tuple(folders(config_dir).items()))
+
+
+@cache
+def _loader(sources: tuple[tuple[str, Path], ...]) -> ConfigLoaderImpl:
     version.setbase("1.3")
     setup_globals()
     Plugins.instance()  # knows how to read folders
     search_path = ConfigSearchPathImpl()
     search_path.append("hydra", "pkg://hydra.conf")
-    for provider, folder in folders(config_dir).items():
+    for provider, folder in sources:
         search_path.append(provider, f"file://{folder}")
     search_path.append("schema", "structured://")
     return ConfigLoaderImpl(search_path)

@@ -158,6 +158,16 @@ def test_secrets_are_stored_as_they_were_written(monkeypatch: pytest.MonkeyPatch
     assert "- 0\n- ${oc.env:REFRESHER_SECRET}" in stored, "what is no secret is resolved"
 
 
+@pytest.mark.parametrize("typed", ["optimizer.lr=${oc.env:REFRESHER_SECRET}", "optimizer.betas=[0.9,${oc.env:REFRESHER_SECRET}]"])
+def test_an_error_tells_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.setenv("REFRESHER_SECRET", "hunter2")
+    for verb in (["train"], ["train", "-m"], ["show"]):
+        assert main([*verb, typed]) == 2
+        said = capsys.readouterr()
+        assert "hunter2" not in said.out + said.err
+        assert "${oc.env:REFRESHER_SECRET}" in said.err
+
+
 def test_a_stored_configuration_reads_back_the_same(tmp_path: Path) -> None:
     config, stored = compose(["optimizer.lr=1e-5", "tags=['1e-3','on','2020-01-01','null']"])
     run = RunDir(tmp_path)

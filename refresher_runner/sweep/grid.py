@@ -11,9 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from refresher_runner.compose import CONFIG, compose, explained, loader, parse
+from refresher_runner.compose import CONFIG, checked, compose, explained, loader, parse
 from refresher_runner.errors import ConfigError
-from refresher_runner.settings import check
 from refresher_runner.sweep.launcher import Job, run_job, run_jobs
 
 
@@ -33,7 +32,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | None = None) -> list[Job]
     if not points:
         raise ConfigError("this sweep has no jobs", key="-m", value=" ".join(overrides), cure="one of its ranges or globs is empty")
     for point in points:
-        check(compose(point, config_dir)[0])
+        checked(*compose(point, config_dir))
     return run_jobs(points, flags)
 
 
