@@ -51,7 +51,7 @@ class Console(Logger):
     def finish(self, config: Mapping[str, Any], tested: Mapping[str, float]) -> None:
         if tested:
             self._stop_bar()
-            self.say(test_tables(tested))
+            self.say(tables_of_test(tested))
 
     def say(self, text: str) -> None:
         self._keep(text)
@@ -133,7 +133,7 @@ def evaluation_line(report: Report, step: int, goal: str) -> str:
     return "  ".join(["val", f"step {step:>6}", *words])
 
 
-def test_tables(tested: Mapping[str, float]) -> str:
+def tables_of_test(tested: Mapping[str, float]) -> str:
     """What was measured on the test split, and for each class if they are few."""
     scalars = {tag[5:]: value for tag, value in tested.items() if tag.count("/") == 1}
     text = table(["test", "value"], [[name, f"{value:.4g}"] for name, value in scalars.items()], right=["value"])

@@ -97,7 +97,8 @@ def _matrix(matrix: Matrix, title: str) -> Image:
 
     values = matrix.values.detach().cpu().numpy()
     counts = not np.issubdtype(values.dtype, np.floating)
-    low, high = (0.0, 1.0) if counts else (float(values.min()), float(values.max()))
+    finite = values[np.isfinite(values)]
+    low, high = (0.0, 1.0) if counts or not finite.size else (float(finite.min()), float(finite.max()))
     shade = values / np.maximum(values.sum(1, keepdims=True), 1) if counts else (values - low) / max(high - low, 1e-12)
     colours = _colours(shade, BLUES if counts else VIRIDIS)
 

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,27 +83,26 @@ class CSV(Logger):
 
     def log(self, report: Report, step: int) -> None:
         row = _numbers(report)
-        if not row:
-            return
-        if row.keys() <= set(self._columns):
-            self._journal.write(self._text([{"step": step, **row}]).encode())
-        else:
+        if not row.keys() <= set(self._columns):
             self._rebuild()  # a header cannot grow in place
+        elif row:
+            self._append({"step": step, **row})
 
     def close(self) -> None:
-        self._journal.close()
+        self._rebuild()  # whatever a full disk did to either file
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        columns, self._columns = self._columns, []  # where the disk is full, the file may be anything: the next report rebuilds it
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(_csv(columns, [row]))
+        self._columns = columns
 
     def _rebuild(self) -> None:
+        self._columns: list[str] = []
         rows = [row for line in read_metrics(self._truth) if (row := _numbers(line))]
-        self._columns = list(dict.fromkeys(["step", *(tag for row in rows for tag in row)]))
-        header = {column: column for column in self._columns}
-        _replace(self._path, self._text([header, *rows]).encode())
-        self._journal = Journal(self._path)
-
-    def _text(self, rows: Iterable[Mapping[str, Any]]) -> str:
-        text = io.StringIO()
-        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
-        return text.getvalue()
+        columns = list(dict.fromkeys(["step", *(tag for row in rows for tag in row)]))
+        _replace(self._path, _csv(columns, [dict(zip(columns, columns, strict=True)), *rows]).encode())
+        self._columns = columns
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -162,6 +161,12 @@ def _plain(value: Any) -> Any:
 def _floats(value: Any) -> Any:
     """Nested lists with "nan" and its like as floats again."""
     return [_floats(inner) for inner in value] if isinstance(value, list) else float(value) if isinstance(value, str) else value
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, Any]:
