@@ -44,6 +44,9 @@ def resume(run: RunDir, settings: Settings, *, stored: str, command: Sequence[st
     changed = refuse_changes(_parse(run.config.read_text(encoding="utf-8")), _parse(stored))
     if not changed and run.read_status().get("state") == "finished":
         return run
+    if "LOCAL_RANK" not in os.environ:
+        with run.locked():  # someone else's run is refused at once, not after the seconds that torch takes
+            pass
     return _train(run, settings, stored, command)
 
 
@@ -164,13 +167,17 @@ def _open(
     from refresher_runner.engine.loggers import Loggers, open_loggers, rewind
 
     world = computer.world
-    run_id = world.from_main(_begin_on_disk(run, settings, stored, command, task, data, computer) if world.is_main else "")
+    run_id = world.from_main(_identify(run, settings, command, task, data, computer) if world.is_main else "")
     warnings: list[str] = []
     state = checkpoint.load_newest(run, run_id, warnings.append)
     if state is not None:
         _check_fit(task, state["task"], run)
     sink = Loggers([])
     if world.is_main:
+        checkpoint.clean(run, damaged=bool(warnings))
+        write_atomically(run.config, stored)
+        run.write_status("running", exit_code=None, error=None, test=None)
+        run.cut_metrics(state["logged"] if state else 0)
         rewind(run, state["progress"]["step"] if state else -1)
         sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
     for warning in warnings:
@@ -223,22 +230,16 @@ def _trainer(
     return trainer
 
 
-def _begin_on_disk(
-    run: RunDir, settings: Settings, stored: str, command: Sequence[str], task: Task, data: DataModule[Any], computer: Computer
-) -> str:
-    """config.yaml, and run.json where there is none yet; the run's id."""
-    from refresher_runner.engine import checkpoint
+def _identify(run: RunDir, settings: Settings, command: Sequence[str], task: Task, data: DataModule[Any], computer: Computer) -> str:
+    """The run's id, out of run.json, which is written where there is none yet."""
     from refresher_runner.engine.record import git_diff, record_of
 
-    write_atomically(run.config, stored)
-    if not run.record.is_file():
+    if "id" not in run.read_record():
         run.diff.write_text(git_diff(), encoding="utf-8")
         parameters = sum(p.numel() for p in task.parameters())
         machine = {"device": str(computer.device), "precision": computer.precision, "processes": computer.world.size}
         facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, **machine)
         write_atomically(run.record, json.dumps(facts, indent=2) + "\n")
-    run.write_status("running", exit_code=None, error=None, test=None)
-    checkpoint.clean(run)
     return run.read_record()["id"]
 
 

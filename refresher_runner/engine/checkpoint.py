@@ -65,7 +65,7 @@ def load(path: Path, run_id: str | None = None) -> dict[str, Any]:
 
 
 def load_newest(run: RunDir, run_id: str, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint to go on from; None where none was ever written.
+    """The newest whole checkpoint to go on from; None where none was ever written. Nothing on disk changes.
 
     Damage is told by one warning that names the bad file and the chosen one. Raises CheckpointError when all are bad.
     """
@@ -87,10 +87,16 @@ def load_newest(run: RunDir, run_id: str, warn: Callable[[str], None]) -> dict[s
     return None
 
 
-def clean(run: RunDir) -> None:
-    """Remove what a killed save left aside. Only while holding the run's lock."""
-    for aside in run.checkpoints.glob("*.tmp.*"):
-        aside.unlink(missing_ok=True)
+def clean(run: RunDir, *, damaged: bool) -> None:
+    """Remove what a killed write left aside; put a `damaged` last.pt where no save can push it over previous.pt, the good one.
+
+    Only while holding the run's lock.
+    """
+    for folder in (run.path, run.checkpoints):
+        for aside in folder.glob("*.tmp.*"):
+            aside.unlink(missing_ok=True)
+    if damaged:
+        os.replace(run.checkpoints / "last.pt", run.checkpoints / "damaged.pt")
 
 
 def _verify(path: Path) -> None:

@@ -83,7 +83,7 @@ class RunDir:
         holder = self.path / ".lock.holder"
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.5, poll_interval=0.05)  # whoever only looks whether it is free holds it for an instant
         except Timeout:
             held = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
             raise RunError(f"in use by {held}", key="run", value=self.path, cure="wait for it, or stop it") from None
@@ -115,6 +115,15 @@ class RunDir:
             status["state"] = "crashed"
         return status
 
+    def logged(self) -> int:
+        """Bytes of metrics.jsonl: where a run that goes on from here goes on logging."""
+        return self.metrics.stat().st_size if self.metrics.is_file() else 0
+
+    def cut_metrics(self, logged: int) -> None:
+        """Forget what was logged since."""
+        if self.logged() > logged:
+            os.truncate(self.metrics, logged)
+
     def write_status(self, state: str, **fields: Any) -> None:
         """Merged into status.json, atomically."""
         assert state in STATES
@@ -139,7 +148,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Written beside, then renamed: a reader sees the old file or the new one."""
+    """Written beside and made durable, then renamed: a reader, even after a power cut, sees the old file or the new one."""
     aside = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -176,11 +176,13 @@ class Trainer:
         assert isinstance(value, float), f"the goal {goal.metric} is not a number"
         if not math.isfinite(value):
             self.sink.warn(f"val/{goal.metric} is {value} at step {progress.step}; it cannot be the best")
+        before = progress.best, progress.best_step
         progress.stale = 0 if goal.better(value, progress.best) else progress.stale + 1
         if progress.stale == 0 or value == progress.best:  # of equals, the one that trained longer
             progress.best, progress.best_step = value, progress.step
             self._check_finite()
-            self._write("best.pt", {"task": self._weights()})
+            if self._write("best.pt", {"task": self._weights()}):
+                progress.best, progress.best_step = before  # best is what best.pt holds
         if progress.best is not None:
             report = {**report, "val/best": progress.best}
         self.sink.log(report, progress.step)
@@ -215,7 +217,7 @@ class Trainer:
         """last.pt, the one before kept. A failed save costs that save alone, unless it is the last. Raises TrainingError."""
         self._check_finite()
         self.sink.flush()
-        error = self._write("last.pt", self.state_dict(), previous="previous.pt")
+        error = self._write("last.pt", {**self.state_dict(), "logged": self.run.logged()}, previous="previous.pt")
         self._saved_at = self.progress.elapsed
         if error and final:
             raise TrainingError(f"the last checkpoint could not be written ({error.strerror})", key=str(self.run), cure="free some space")
