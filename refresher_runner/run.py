@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from refresher_runner.engine import signals
+from refresher_runner.engine.launch import as_rank, launch
 from refresher_runner.engine.rundir import RunDir, write_atomically
 from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
@@ -100,6 +100,12 @@ def _computer(settings: Settings) -> Computer:
 def _train(run: RunDir | None, settings: Settings, stored: str, command: Sequence[str]) -> RunDir:
     if settings.trainer.devices > 1 and "LOCAL_RANK" not in os.environ:
         return _launch(run, settings, command)
+    with as_rank():
+        return _work(run, settings, stored, command)
+
+
+def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence[str]) -> RunDir:
+    """What each process of a run does."""
     computer = _computer(settings)
     world = computer.world
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
@@ -250,9 +256,14 @@ def _test_best(trainer: Trainer, loader: Loader) -> dict[str, float]:
     """The best checkpoint on the test split, logged and returned; the task is left with its weights."""
     from refresher_runner.engine import checkpoint
 
-    best = checkpoint.load(trainer.run.checkpoints / "best.pt", trainer.identity["run"])
-    trainer.load_weights(best["task"])
-    report = trainer.evaluate(loader, "test", averaged=False)
+    found = trainer.progress.best is not None
+    if found:
+        trainer.world.wait()  # rank 0 may be writing still
+        best = checkpoint.load(trainer.run.checkpoints / "best.pt", trainer.identity["run"])
+        trainer.load_weights(best["task"])
+    else:
+        trainer.sink.warn("no evaluation left a best checkpoint, so the last weights are tested")
+    report = trainer.evaluate(loader, "test", averaged=not found)
     trainer.sink.log(report, trainer.progress.step)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
 
@@ -276,13 +287,14 @@ def _outcome(run: RunDir, world: World) -> Iterator[None]:
     except Exception as error:
         told = error if isinstance(error, RefresherError) else _as_training_error(error, run, torch.OutOfMemoryError)
         if world.is_main:
-            run.write_status("failed", exit_code=told.exit_code, error=str(told))
+            with suppress(OSError):  # a full disk, perhaps the very reason: whoever waits for the exit is told all the same
+                run.write_status("failed", exit_code=told.exit_code, error=str(told))
         raise told from error
 
 
 def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Exception]) -> TrainingError:
     """One line for the user; the traceback goes to the run's log."""
-    with open(run.log, "a", encoding="utf-8") as log:
+    with suppress(OSError), open(run.log, "a", encoding="utf-8") as log:
         log.write("".join(traceback.format_exception(error)))
     if isinstance(error, (out_of_memory, MemoryError)):
         return TrainingError("out of memory", cure=f"a smaller data.batch_size with trainer.accumulate; {run} can be resumed")
@@ -317,17 +329,19 @@ def _check_fit(task: Task, weights: dict[str, Any], run: RunDir) -> None:
 
 
 def _launch(run: RunDir | None, settings: Settings, command: Sequence[str]) -> RunDir:
-    """The same command in `trainer.devices` processes. Raises what they ended with."""
-    from refresher_runner.engine.distributed import launch
+    """The same command in `trainer.devices` processes. Raises what the first of them to fail failed with."""
+    from refresher_runner.engine.device import choose_device, choose_precision
 
-    told = os.environ.setdefault("REFRESHER_RUN_FILE", str(Path(tempfile.mkdtemp()) / "run"))
-    ended_well = launch(settings.trainer.devices, command)
-    run = run or (RunDir(Path(told).read_text(encoding="utf-8")) if Path(told).is_file() else None)
-    status = run.read_status() if run else {}
-    if status.get("state") == "interrupted":
-        raise Interrupted(status["exit_code"] - 128, cure=f"refresher resume {run} goes on from step {status.get('step', 0)}")
-    if not ended_well or run is None:
-        failed = TrainingError(status.get("error") or "a process of the run failed; its message is above", key=str(run or ""))
-        failed.exit_code = status.get("exit_code") or failed.exit_code
-        raise failed
-    return run
+    device = choose_device(settings.trainer.device, settings.trainer.devices - 1)
+    choose_precision(settings.trainer.precision, device)
+    made, error = launch(settings.trainer.devices, command)
+    run = run or (RunDir(made) if made else None)
+    state = run.read_status().get("state") if run else None
+    if error is None and run is not None and state == "finished":
+        return run
+    error = error or TrainingError("the processes ended before the run did", key=str(run))
+    if isinstance(error, Interrupted) and run is not None:
+        error.cure = f"refresher resume {run} goes on from step {run.read_status().get('step', 0)}"
+    elif run is not None and state != "interrupted":
+        run.write_status("failed", exit_code=error.exit_code, error=str(error))
+    raise error

@@ -1,4 +1,4 @@
-"""Several processes as one run: PyTorch's own launcher, DDP, and FSDP2.
+"""Several processes as one run: their collectives, DDP, and FSDP2; `engine/launch.py` starts them.
 
 Every rank takes its share of every global batch; rank 0 alone writes. A checkpoint holds whole tensors whatever the strategy, so
 it can be resumed on another number of processes.
@@ -6,11 +6,8 @@ it can be resumed on another number of processes.
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +46,11 @@ class World:
     def leave(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise over the ranks, on every rank."""
@@ -125,21 +127,3 @@ def shard_like(value: Any, like: Tensor) -> Any:
 
     assert isinstance(like, DTensor)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-
-
-def launch(devices: int, arguments: Sequence[str], say: Callable[[str], None] = lambda text: None) -> bool:
-    """`python -m refresher_runner <arguments>` in `devices` processes under torch's elastic launcher; whether all ended well."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # rank 0 has said what is wrong; no tracebacks on top
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=devices, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "refresher_runner", *arguments)
-    except (ChildFailedError, SignalException):
-        return False
-    return True

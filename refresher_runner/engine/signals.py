@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from types import FrameType
 
 from refresher_runner.errors import Interrupted
@@ -27,6 +29,12 @@ def poll() -> None:
     """Raise Interrupted if a signal came: for the stretches of a run in which there is nothing to save."""
     if _received:
         raise Interrupted(_received)
+
+
+def stop_with_parent() -> None:
+    """Linux: ask to be stopped, as by SIGTERM, when the process that started this one is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _remember(signum: int, frame: FrameType | None) -> None:

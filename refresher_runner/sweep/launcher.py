@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -54,7 +52,7 @@ def run_job(overrides: Sequence[str], flags: Sequence[str] = ()) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder, "run")
         command = [sys.executable, "-m", "refresher_runner", "train", *flags, *overrides]
-        dies_with_us: dict[str, Any] = {"preexec_fn": _die_with_parent} if sys.platform == "linux" else {}
+        dies_with_us: dict[str, Any] = {"preexec_fn": signals.stop_with_parent} if os.name == "posix" else {}
         process = subprocess.Popen(command, env={**os.environ, "REFRESHER_RUN_FILE": str(told)}, **dies_with_us)
         passed_on = False
         while True:
@@ -67,8 +65,3 @@ def run_job(overrides: Sequence[str], flags: Sequence[str] = ()) -> Job:
                     passed_on = True
         run = RunDir(os.path.relpath(told.read_text(encoding="utf-8").strip())) if told.is_file() else None
     return Job(tuple(overrides), code, run)
-
-
-def _die_with_parent() -> None:
-    """Linux: ask to be stopped, as by SIGTERM, when the sweep itself is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
