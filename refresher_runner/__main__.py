@@ -6,6 +6,7 @@ import sys
 
 
 def main() -> int:
+    """The command line, whose exit code is the process's."""
     from refresher_runner.cli import main as cli
 
     return cli(sys.argv[1:])

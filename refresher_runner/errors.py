@@ -23,6 +23,8 @@ _NOTHING = object()
 
 
 class RefresherError(Exception):
+    """What is wrong, in one line with key and value; `cure` says what to do."""
+
     exit_code = 1
 
     def __init__(self, problem: str, *, key: str = "", value: object = _NOTHING, cure: str = ""):
@@ -33,30 +35,40 @@ class RefresherError(Exception):
 
 
 class UsageError(RefresherError):
+    """What was typed."""
+
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    pass
+    """A key or a value of the configuration."""
 
 
 class RunError(UsageError):
-    pass
+    """A run directory that is absent, busy, or does not fit the command."""
 
 
 class DataError(RefresherError):
+    """Files of a data set."""
+
     exit_code = 3
 
 
 class CheckpointError(RefresherError):
+    """Files of a run."""
+
     exit_code = 3
 
 
 class TrainingError(RefresherError):
+    """Training failed; the run can be resumed."""
+
     exit_code = 1
 
 
 class Interrupted(RefresherError):
+    """A signal came; the run can be resumed."""
+
     def __init__(self, signum: int, problem: str = "", *, cure: str = ""):
         super().__init__(problem or f"stopped by {signal.Signals(signum).name}", cure=cure)
         self.exit_code = 128 + signum

@@ -49,6 +49,8 @@ class Metric(Protocol):
 
 
 class Task(nn.Module, ABC):
+    """A network and its objective. Only `step` must be written; the rest is what a paper can be seen and used by."""
+
     goal = Goal()
 
     @abstractmethod

@@ -180,9 +180,14 @@ def _printable(text: str, out: TextIO) -> str:
 
 def _new_bar(out: TextIO) -> Progress:
     from rich.console import Console as Terminal
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import Progress, TextColumn
+    from rich.table import Column
 
-    columns = (BarColumn(16), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}", markup=False))
+    percent, line = Column(min_width=4, no_wrap=True), Column(no_wrap=True, overflow="ellipsis")
+    columns = (
+        TextColumn("{task.percentage:3.0f}%", table_column=percent),
+        TextColumn("{task.description}", markup=False, table_column=line),
+    )
     bar = Progress(*columns, console=Terminal(file=out), transient=True, auto_refresh=False)
     bar.add_task("", total=1.0)
     bar.start()
