@@ -183,8 +183,7 @@ def _open(
         checkpoint.clean(run, damaged=bool(warnings))
         write_atomically(run.config, stored)
         run.write_status("running", exit_code=None, error=None, test=None)
-        run.cut_metrics(state["logged"] if state else 0)
-        rewind(run, state["progress"]["step"] if state else -1)
+        rewind(run, state["logged"] if state else 0)
         sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
     for warning in warnings:
         sink.warn(warning)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,24 @@ from refresher_runner.engine.rundir import RunDir
 SAVE_EVERY = 3  # steps
 DRAWS = ["model=cnn", "data=digits", "data.pad=1", "data.batch_size=32", "model.channels=[4,8]", "model.hidden=16", "model.dropout=0.3"]
 KEEPS = ["trainer.ema_decay=0.9", "trainer.accumulate=2", "trainer.grad_clip=1", "optimizer=adamw", "trainer.threads=1"]
-TURNS = ["trainer.duration=45 steps", "trainer.validate_every=7 steps", f"trainer.save_every={SAVE_EVERY} steps", "trainer.log_every=4"]
+STEPS = 45
+TURNS = [
+    f"trainer.duration={STEPS} steps",
+    "trainer.validate_every=7 steps",
+    f"trainer.save_every={SAVE_EVERY} steps",
+    "trainer.log_every=4",
+]
 TRAIN = ["train", *DRAWS, *KEEPS, *TURNS]  # every draw and every state there is; saves, evaluations and turns of epochs come often
-IMPORTED = (
-    "refresher_runner.cli refresher_runner.compose refresher_runner.run refresher_runner.engine.trainer refresher_runner.engine.summary "
-    "refresher_runner.engine.tensorboard refresher_runner.models.cnn refresher_runner.data.images torchmetrics.classification "
-    "sklearn.datasets matplotlib.figure matplotlib.backends.backend_agg torch.utils.flop_counter"
-)
+IMPORTED: list[str] = [
+    *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
+    *("refresher_runner.engine.summary", "refresher_runner.engine.tensorboard", "refresher_runner.models.cnn"),
+    *("refresher_runner.data.images", "sklearn.datasets", "torchmetrics.classification", "matplotlib.backends.backend_agg"),
+    *("matplotlib.figure", "torch.utils.flop_counter", "PIL.JpegImagePlugin", "antlr4", "filelock"),
+]
 
 os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(IMPORTED.split())
+_context.set_forkserver_preload(IMPORTED)
 
 
 class Command:
@@ -98,30 +108,87 @@ def only_run(folder: Path) -> RunDir | None:
 # ---------------------------------------------------------------- instants
 
 
-def appears(folder: Path, pattern: str, times: int = 1) -> Callable[[], bool]:
-    """Whether a file of such a name, below the run directory, has come into being, or was replaced, so many times."""
-    known: set[tuple[str, int]] = set()
-    run: list[RunDir] = []
-    before: list[int] = []
+def appears(folder: Path, name: str, times: int = 1) -> Callable[[], bool]:
+    """Whether a file whose name begins so, below the run directory, has come into being, was replaced or has grown, so many times."""
+    run = only_run(folder)
+    before = set(_versions(run, name))
+    known = set(before)
 
     def seen() -> bool:
-        if not run:
-            run.extend(filter(None, [only_run(folder)]))
-            return False
-        known.update(_inodes(run[0].path / os.path.dirname(pattern), os.path.basename(pattern)))
-        if not before:
-            before.append(len(known))
-        return len(known) - before[0] >= times
+        nonlocal run
+        run = run or only_run(folder)
+        known.update(_versions(run, name))
+        return len(known) - len(before) >= times
 
     return seen
 
 
-def _inodes(folder: Path, part: str) -> Iterator[tuple[str, int]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from [(entry.name, entry.inode()) for entry in entries if part in entry.name]
-    except FileNotFoundError:
+def _versions(run: RunDir | None, name: str) -> Iterator[tuple[str, int, int]]:
+    if run is None:
         return
+    with suppress(FileNotFoundError), os.scandir(run.path / os.path.dirname(name)) as entries:
+        for entry in entries:
+            if entry.name.startswith(os.path.basename(name)):
+                with suppress(FileNotFoundError):  # gone since
+                    yield entry.name, entry.inode(), entry.stat().st_mtime_ns
+
+
+def reports(folder: Path, tag: str, step: int) -> Callable[[], bool]:
+    """Whether a tag was logged at this step, or later."""
+
+    def seen() -> bool:
+        run = only_run(folder)
+        return run is not None and any(tag in line and line["step"] >= step for line in lines(run))
+
+    return seen
+
+
+EVENTS = {  # what is looked for below the run directory, and how often it is seen in a sitting
+    "config.yaml": 1,
+    "run.json": 1,
+    "status.json": 12,
+    "status.json.tmp": 8,
+    "metrics.jsonl": 21,
+    "checkpoints/last.pt.tmp": 16,
+    "checkpoints/last.pt": 16,
+    "checkpoints/previous.pt": 16,
+    "checkpoints/best.pt.tmp": 4,
+    "checkpoints/best.pt": 4,
+    "tensorboard/events": 15,
+    "tensorboard/rebuilding": 1,
+    "figures/val": 3,
+    "figures/test": 1,
+}
+
+
+def killed_and_resumed(folder: Path, kills: int, draw: random.Random, sitting: float) -> tuple[int, list[str]]:
+    """Train in `folder`, killed at most so often and resumed to the end; the kills that came in time, and what went wrong.
+
+    Instants are drawn evenly over what a sitting takes, in seconds, or are those at which something is seen.
+    """
+    happened, problems = 0, []
+    while True:
+        run = only_run(folder)
+        if run is not None and not run.config.is_file():  # killed before there was anything to lose
+            shutil.rmtree(run.path)
+            run = None
+        left = 1 - newest_step(run) / (2 * STEPS) if run else 1.0
+        command = Command(*(["resume", str(run.path.relative_to(folder))] if run else TRAIN), folder=folder)
+        latest = draw.uniform(0, sitting * left)
+        name = draw.choice(list(EVENTS))
+        if happened < kills and (
+            command.killed_when(appears(folder, name, draw.randint(1, EVENTS[name])), latest)
+            if draw.random() < 0.5
+            else command.killed_after(latest)
+        ):
+            happened += 1
+            run = only_run(folder)
+            if run is not None and logged_step(run) - newest_step(run) > SAVE_EVERY:
+                problems.append(f"the save interval was lost: step {logged_step(run)} fell back to {newest_step(run)}")
+            continue
+        if command.wait() != 0:
+            problems.append(command.said[-300:])
+        return happened, problems
 
 
 # ---------------------------------------------------------------- what is left

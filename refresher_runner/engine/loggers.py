@@ -83,9 +83,9 @@ def open_loggers(run: RunDir, names: Sequence[str], *, title: str) -> Loggers:
     return Loggers(loggers, console)
 
 
-def rewind(run: RunDir, step: int) -> None:
-    """Make every record of a run end where it is resumed from; -1: before it began. Figures are of the latest evaluation seen."""
-    metrics_file.rewind(run.metrics, step)
+def rewind(run: RunDir, end: int) -> None:
+    """Make every record of a run end where metrics.jsonl had `end` bytes; figures are of the latest evaluation seen."""
+    metrics_file.rewind(run.metrics, end)
     run.csv.unlink(missing_ok=True)  # written anew when it is opened
     if run.tensorboard.is_dir():
         from refresher_runner.engine.tensorboard import rebuild

@@ -110,11 +110,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [{k: float(v) if isinstance(v, str) else v for k, v in line.items()} for _, line in _lines(path)]
 
 
-def rewind(path: Path, step: int) -> None:
-    """Cut metrics.jsonl to what a run that goes on from `step` has behind it; a later end, and the test of it, are yet to come."""
-    if path.is_file():
-        behind = [text for text, line in _lines(path) if line["step"] <= step and not any(tag.startswith("test/") for tag in line)]
-        _replace(path, b"".join(behind))
+def rewind(path: Path, end: int) -> None:
+    """Cut metrics.jsonl to its first `end` bytes, which are all that the checkpoint a run goes on from had behind it."""
+    if path.is_file() and path.stat().st_size > end:
+        os.truncate(path, end)
 
 
 def encode(shown: Loggable) -> Any:

@@ -119,11 +119,6 @@ class RunDir:
         """Bytes of metrics.jsonl: where a run that goes on from here goes on logging."""
         return self.metrics.stat().st_size if self.metrics.is_file() else 0
 
-    def cut_metrics(self, logged: int) -> None:
-        """Forget what was logged since."""
-        if self.logged() > logged:
-            os.truncate(self.metrics, logged)
-
     def write_status(self, state: str, **fields: Any) -> None:
         """Merged into status.json, atomically."""
         assert state in STATES

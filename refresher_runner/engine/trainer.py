@@ -100,6 +100,7 @@ class Trainer:
         self.task.train()
         self._start = time.perf_counter() - self.progress.elapsed
         self._saved_at = self._validated_at = self.progress.elapsed
+        self._saved = True  # until a save fails
         try:
             with self._profiler() as after_step:
                 self._fit(after_step)
@@ -133,6 +134,8 @@ class Trainer:
             self._log_window()
         if progress.validated_step != progress.step:
             self.validate()
+        if not self._saved:
+            self.save(final=True)
 
     def _train_step(self, batches: list[Any]) -> None:
         """One optimizer step on the mean gradient of `batches`."""
@@ -181,7 +184,7 @@ class Trainer:
         if progress.stale == 0 or value == progress.best:  # of equals, the one that trained longer
             progress.best, progress.best_step = value, progress.step
             self._check_finite()
-            if self._write("best.pt", {"task": self._weights()}):
+            if not self._write("best.pt", {"task": self._weights()}):
                 progress.best, progress.best_step = before  # best is what best.pt holds
         if progress.best is not None:
             report = {**report, "val/best": progress.best}
@@ -217,23 +220,24 @@ class Trainer:
         """last.pt, the one before kept. A failed save costs that save alone, unless it is the last. Raises TrainingError."""
         self._check_finite()
         self.sink.flush()
-        error = self._write("last.pt", {**self.state_dict(), "logged": self.run.logged()}, previous="previous.pt")
+        self._saved = self._write("last.pt", {**self.state_dict(), "logged": self.run.logged()}, previous="previous.pt")
         self._saved_at = self.progress.elapsed
-        if error and final:
-            raise TrainingError(f"the last checkpoint could not be written ({error.strerror})", key=str(self.run), cure="free some space")
+        if final and not self._saved:
+            raise TrainingError("the last checkpoint could not be written", key=str(self.run), cure="free some space, and resume the run")
 
-    def _write(self, name: str, state: Mapping[str, Any], previous: str | None = None) -> OSError | None:
-        if not self.world.is_main:
-            return None
-        folder = self.run.checkpoints
-        try:
-            content = {**self.identity, "progress": asdict(self.progress), **state}
-            checkpoint.save(content, folder / name, folder / previous if previous else None)
-            self.run.write_status("running", step=self.progress.step, goal=self._goal())
-        except OSError as error:
-            self.sink.warn(f"{name} was not saved at step {self.progress.step}: {error.strerror}; trying again at the next save")
-            return error
-        return None
+    def _write(self, name: str, state: Mapping[str, Any], previous: str | None = None) -> bool:
+        """Whether the checkpoint was written; every rank knows."""
+        failed = False
+        if self.world.is_main:
+            folder = self.run.checkpoints
+            try:
+                content = {**self.identity, "progress": asdict(self.progress), **state}
+                checkpoint.save(content, folder / name, folder / previous if previous else None)
+                self.run.write_status("running", step=self.progress.step, goal=self._goal())
+            except OSError as error:
+                self.sink.warn(f"{name} was not saved at step {self.progress.step} ({error.strerror}); training goes on")
+                failed = True
+        return not self.world.largest(int(failed), self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in plain containers and whole tensors; every rank must call it."""

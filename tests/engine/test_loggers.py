@@ -14,7 +14,7 @@ from refresher_runner.engine.loggers import Loggers, open_loggers, rewind
 from refresher_runner.engine.metrics_file import read_metrics
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.report import Matrix, Report
-from tests.engine.test_metrics_file import disk_of, rows
+from tests.engine.test_metrics_file import disk_of, end_of, rows
 from tests.engine.test_tensorboard import Run
 from tests.engine.toy import Toy, ToyLoader
 
@@ -95,7 +95,7 @@ def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path: Path) -> None:
     train(sink, 1, 5)
     sink.log({"test/loss": 0.1}, 5)
     sink.close()
-    rewind(resumed, 4)
+    rewind(resumed, end_of(resumed.metrics, 4))
     sink = opened(resumed)
     train(sink, 5, 8)
     sink.close()
@@ -103,13 +103,13 @@ def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path: Path) -> None:
     assert a == b
     assert unbroken.csv.read_text() == resumed.csv.read_text()
     assert Run(unbroken.path).events() == Run(resumed.path).events()
-    rewind(resumed, -1)
+    rewind(resumed, 0)
     assert read_metrics(resumed.metrics) == []
     assert Run(resumed.path).events() == {}
 
 
 def test_a_run_that_was_never_logged_can_be_rewound(tmp_path: Path) -> None:
-    rewind(RunDir(tmp_path), -1)
+    rewind(RunDir(tmp_path), 0)
     assert list(tmp_path.iterdir()) == []
 
 

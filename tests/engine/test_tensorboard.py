@@ -30,6 +30,7 @@ from refresher_runner.engine.metrics_file import rewind as rewind_lines
 from refresher_runner.engine.tensorboard import TensorBoard, rebuild
 from refresher_runner.report import Curve, Embedding, Histogram, Images, Matrix, PRCurve, Report, Text
 from refresher_runner.task import Output, Task
+from tests.engine.test_metrics_file import end_of
 from tests.engine.toy import Toy, ToyLoader
 
 NAMES = ("cat", "dog")
@@ -76,7 +77,7 @@ class Run:
             logger.close()
 
     def rewind(self, step: int) -> None:
-        rewind_lines(self.truth, step)
+        rewind_lines(self.truth, end_of(self.truth, step))
         rebuild(self.folder, self.truth)
 
     def events(self) -> Events:
