@@ -51,14 +51,14 @@ def resume(run: RunDir, settings: Settings, *, stored: str, command: Sequence[st
 
 
 def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float]:
-    """Metrics of a run's checkpoint (`best`, `last` or a file) on the test split. Nothing on disk changes."""
+    """Metrics of a run's checkpoint (`best`, `last` or a file) on the test split, as the run itself saw it. Nothing on disk changes."""
     from refresher_runner.engine.evaluate import evaluate
 
     computer = _computer(settings)
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
     data.prepare()
     task = _restored(run, settings, checkpoint, computer)
-    loader = data.test_loader(Placement(str(computer.device), settings.run.seed))
+    loader = _loaders(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
 
@@ -207,9 +207,7 @@ def _trainer(
 
     from refresher_runner.engine.trainer import Trainer
 
-    task.to(computer.device)
-    if settings.trainer.channels_last:
-        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _place(task, settings, computer)
     torch.autograd.set_detect_anomaly(settings.trainer.anomaly)
     resumed = "task" in state
     if not resumed:
@@ -314,7 +312,17 @@ def _restored(run: RunDir, settings: Settings, name: str, computer: Computer) ->
     task = MODELS.builder(settings.model.name)(spec, **settings.model.options)
     _check_fit(task, state["task"], run)
     task.load_state_dict(state["task"])
-    return task.to(computer.device)
+    return _place(task, settings, computer)
+
+
+def _place(task: Task, settings: Settings, computer: Computer) -> Task:
+    """Where and how it computes."""
+    import torch
+
+    task.to(computer.device)
+    if settings.trainer.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return task
 
 
 def _check_fit(task: Task, weights: dict[str, Any], run: RunDir) -> None:

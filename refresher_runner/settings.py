@@ -51,6 +51,9 @@ def check(config: Mapping[str, Any]) -> Settings:
     optimizer = _component(config, "optimizer", extra=schedule)
     lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
     _check_companions(model, data, optimizer, trainer)
+    if lr.schedule == "one_cycle" and lr.warmup_steps:
+        problem = "one_cycle has a rise of its own"
+        raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")
     return Settings(model, data, optimizer, lr, trainer, run)
 
 
