@@ -320,7 +320,7 @@ def _place(task: Task, settings: Settings, computer: Computer) -> Task:
     import torch
 
     task.to(computer.device)
-    if settings.trainer.channels_last:
+    if settings.trainer.channels_last and settings.trainer.strategy != "fsdp":  # which shards contiguous parameters only
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
 

@@ -39,7 +39,8 @@ def build_adamw(
 def build_sgd(task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, weight_decay: NonNegativeFloat) -> Optimizer:
     """Stochastic gradient descent with (Nesterov's) momentum."""
     groups = task.param_groups(weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
+    fused = not any(hasattr(p, "device_mesh") for p in task.parameters())  # torch's fused SGD knows no shards
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
 
 
 @OPTIMIZERS.register("rmsprop")

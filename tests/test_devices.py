@@ -1,0 +1,187 @@
+"""Several processes are one run: the same numbers, one voice, one error, no orphan. Real processes, gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from refresher_runner.engine import checkpoint
+from refresher_runner.engine.rundir import RunDir
+from refresher_runner.registry import OPTIMIZERS
+
+DRAWS = ["model=cnn", "model.dropout=0", "data=digits", "data.pad=1", "data.flip=true", "optimizer=sgd", "optimizer.lr=0.05"]
+SHORT = ["trainer=smoke", "trainer.limit_batches=3", "trainer.threads=1", "trainer.device=cpu"]
+SAME = [*DRAWS, *SHORT, "trainer.channels_last=true", "trainer.ema_decay=0.8", "trainer.grad_clip=0.5"]
+TWO = ["trainer.devices=2"]
+
+DOOMED = """
+import os, signal
+from refresher_runner.registry import OPTIMIZERS
+from refresher_runner.engine.optim import build_sgd
+
+@OPTIMIZERS.register("doomed")
+def build_doomed(task, *, lr: float):
+    '''One rank fails where the other does not.'''
+    if os.environ["RANK"] == "1":
+        {deed}
+    return build_sgd(task, lr=lr, momentum=0.0, nesterov=False, weight_decay=0.0)
+"""
+
+
+def start(typed: Sequence[str], folder: Path, launcher: Sequence[str] = ("-m", "refresher_runner")) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *typed], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def said(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """All that was printed, once every process has ended."""
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == code, err
+    assert "Traceback" not in out + err
+    return out, err
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes of ours that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder and b"refresher_runner" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # gone since
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
+
+
+def series(run: RunDir, tag: str) -> list[float]:
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [line[tag] for line in lines if tag in line]
+
+
+def weights(run: RunDir, name: str) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in checkpoint.load(run.checkpoints / f"{name}.pt")["task"].values()])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    said(start(["train", *SAME], folder))
+    return RunDir.find("last", folder / "outputs")
+
+
+def is_the_same(run: RunDir, other: RunDir) -> bool:
+    for tag in ("train/loss", "val/loss", "val/accuracy", "test/loss", "optim/grad_norm", "optim/lr"):
+        assert series(run, tag) == pytest.approx(series(other, tag), rel=1e-5), tag
+    return all(torch.allclose(weights(run, name), weights(other, name), atol=1e-6) for name in ("best", "last"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_are_one(alone: RunDir, tmp_path: Path, strategy: str) -> None:
+    out, err = said(start(["train", *SAME, *TWO, f"trainer.strategy={strategy}"], tmp_path))
+    run = RunDir.find("last", tmp_path / "outputs")
+    assert is_the_same(run, alone)
+    assert run.read_record()["processes"] == 2
+    assert run.read_status()["state"] == "finished"
+    assert (out.count("run: outputs"), out.count("run:"), err) == (1, 1, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS.names()} - {"muon", "sgd"}))  # muon is refused, sgd is above
+def test_every_optimizer_steps_on_shards(tmp_path: Path, optimizer: str) -> None:
+    said(start(["train", "model=mlp", f"optimizer={optimizer}", *SHORT, *TWO, "trainer.strategy=fsdp", "trainer.loggers=[]"], tmp_path))
+
+
+@pytest.mark.slow
+def test_torchrun_by_hand(alone: RunDir, tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "refresher_runner"]
+    out, _ = said(start(["train", *SAME], tmp_path, torchrun))
+    run = RunDir.find("last", tmp_path / "outputs")
+    assert is_the_same(run, alone)
+    assert out.count("run:") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "code", "error"),
+    [
+        (["optimizer=sgd", "optimizer.lr=1e30"], 1, "error: the loss is not finite at step 2"),
+        (["data=image_folder", "data.root=nowhere"], 2, "error: data.root=nowhere: no such folder"),
+    ],
+)
+def test_what_goes_wrong_is_told_once(tmp_path: Path, typed: list[str], code: int, error: str) -> None:
+    out, err = said(start(["train", "model=cnn", *SHORT, *TWO, "trainer.loggers=[]", *typed], tmp_path), code)
+    assert (out, err.splitlines()[0], len(err.splitlines())) == ("", error, 2)
+    assert workers(tmp_path) == []
+    for run in RunDir.all(tmp_path / "outputs"):
+        assert (run.read_status()["state"], run.read_status()["exit_code"]) == ("failed", code)
+    assert bool(RunDir.all(tmp_path / "outputs")) == (code == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deed", "error"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "the process of rank 1 was ended by SIGKILL"),
+        ("raise MemoryError", "error: out of memory"),
+    ],
+)
+def test_a_rank_that_fails_alone_ends_the_run(tmp_path: Path, deed: str, error: str) -> None:
+    (tmp_path / "doomed.py").write_text(DOOMED.format(deed=deed), encoding="utf-8")
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "doomed.yaml").write_text(
+        "name: doomed\nlr: 0.1\nschedule: constant\nwarmup_steps: 0\nfinal_lr: 0.0\n", encoding="utf-8"
+    )
+    typed = ["train", "--config-dir", "mine", "optimizer=doomed", "modules=[doomed]", "model=mlp", *SHORT, *TWO, "trainer.loggers=[]"]
+    _, err = said(start(typed, tmp_path), 1)
+    assert error in err
+    assert err.count("error:") == 1
+    [run] = RunDir.all(tmp_path / "outputs")
+    assert run.read_status()["state"] == "failed"
+    assert workers(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_launcher_leaves_a_run_to_resume_and_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
+    long = ["trainer.duration=5 minutes", "trainer.save_every=10 steps", "trainer.threads=1", "trainer.loggers=[]"]
+    process = start(["train", *DRAWS, *TWO, *long], tmp_path)
+    wait_for(lambda: any(run.read_status().get("step", 0) > 0 for run in RunDir.all(tmp_path / "outputs")))
+    [run] = RunDir.all(tmp_path / "outputs")
+    process.send_signal(number)
+    _, err = said(process, -9 if number == signal.SIGKILL else 128 + number)
+    wait_for(lambda: workers(tmp_path) == [])
+    assert run.read_status()["state"] == "interrupted"
+    step = run.read_status()["step"]
+    if number != signal.SIGKILL:
+        assert err.splitlines()[-1] == f"hint: refresher resume {run.path.relative_to(tmp_path)} goes on from step {step}"
+    said(start(["resume", str(run.path), f"trainer.duration={step + 3} steps"], tmp_path))
+    assert (run.read_status()["state"], run.read_status()["step"]) == ("finished", step + 3)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_runs_of_two_processes_of_which_one_fails(tmp_path: Path) -> None:
+    typed = ["train", "-m", "model=mlp", "optimizer=sgd", "optimizer.lr=1e-2,1e30", *SHORT, *TWO, "trainer.loggers=[]"]
+    out, err = said(start(typed, tmp_path), 1)
+    assert re.findall(" (finished|failed) ", out.partition("log of failure")[2]) == ["finished", "failed"]
+    assert err.count("error:") == 1
+    assert [run.read_status()["state"] for run in RunDir.all(tmp_path / "outputs")] == ["finished", "failed"]
