@@ -52,9 +52,9 @@ _context.set_forkserver_preload(IMPORTED)
 class Command:
     """`refresher <typed>` as it runs in `folder`; `said` is all it printed."""
 
-    def __init__(self, *typed: str, folder: Path):
+    def __init__(self, *typed: str, folder: Path, **environment: str):
         self._said = folder / f"said.{time.monotonic_ns()}"
-        self.process: ForkServerProcess = _context.Process(target=_main, args=(list(typed), str(folder), str(self._said)))
+        self.process: ForkServerProcess = _context.Process(target=_main, args=(typed, folder, self._said, environment))
         self.process.start()
 
     @property
@@ -88,8 +88,9 @@ class Command:
         return self.wait() == -signal.SIGKILL
 
 
-def _main(typed: list[str], folder: str, said: str) -> None:
+def _main(typed: tuple[str, ...], folder: Path, said: Path, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)

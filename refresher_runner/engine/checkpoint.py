@@ -92,9 +92,8 @@ def clean(run: RunDir, *, damaged: bool) -> None:
 
     Only while holding the run's lock.
     """
-    for folder in (run.path, run.checkpoints):
-        for aside in folder.glob("*.tmp.*"):
-            aside.unlink(missing_ok=True)
+    for aside in run.path.rglob("*.tmp.*"):
+        aside.unlink(missing_ok=True)
     if damaged:
         os.replace(run.checkpoints / "last.pt", run.checkpoints / "damaged.pt")
 
