@@ -214,12 +214,6 @@ def test_every_debug_preset(preset: str) -> None:
     assert facts.get(preset, True)
 
 
-@pytest.mark.parametrize("experiment", groups()["experiment"])
-def test_every_experiment_runs(experiment: str) -> None:
-    run = train(f"experiment={experiment}", "data=digits", *QUIET, "trainer.duration=1 steps", "trainer.limit_batches=1")
-    assert run.read_status()["state"] == "finished"
-
-
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(
     ("typed", "problem"),

@@ -1,0 +1,118 @@
+"""Documents run: every command in README.md, and every command at the top of a file of YAML."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from refresher_runner.cli import main
+from refresher_runner.compose import folders
+
+ROOT = Path(__file__).parents[1]
+CONF = folders()["main"]
+NOT_OURS = ("git", "make")  # commands; what is left of `make` is tested by name
+DOWNLOADED = ("mnist", "fashion_mnist", "cifar10")
+QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
+
+
+def blocks(document: str) -> list[list[str]]:
+    """The code blocks of a document that name no language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [block.strip().splitlines() for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+
+
+def typed_in(document: str) -> list[str]:
+    """The lines of its code blocks that one types: all of them, or those after `$ ` where a block shows what is answered."""
+    found = []
+    for lines in blocks(document):
+        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        found += prompted or lines
+    return [line for line in found if line.split()[0] not in NOT_OURS]
+
+
+def typed_in_yaml() -> list[str]:
+    """What the first lines of each file in conf/ tell to type; the head of config.yaml is a synopsis."""
+    lines = [line for file in sorted(CONF.rglob("*/*.yaml")) for line in file.read_text(encoding="utf-8").splitlines()[:2]]
+    return [line.removeprefix("# ").partition(": ")[0] for line in lines if line.startswith("# refresher")]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the documents speak of, and a run."""
+    desk = tmp_path_factory.mktemp("desk")
+    for folder in ("folder", *(f"{root}/{kind}" for root in ("photos", "my_pictures") for kind in ("cat", "dog"))):
+        (desk / folder).mkdir(parents=True)
+        for number in range(12):
+            Image.effect_noise((40, 32), 60).save(desk / folder / f"{number}.jpg")
+    Image.effect_noise((8, 8), 60).save(desk / "photo.png")
+    assert main(["train", "model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]) == 0
+    return desk
+
+
+@pytest.fixture
+def at_the_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("REFRESHER_DATA", str(desk / "none"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.autograd.set_detect_anomaly(False)
+
+
+def quickly(line: str) -> list[str]:
+    """A command as it is typed, on data that are here, and short."""
+    program, *words = shlex.split(line, comments=True)
+    assert program == "refresher", f"not a command of ours: {line}"
+    if words[0] != "train":
+        return words
+    words = [word for word in words if word.partition("=")[::2] not in [("data", name) for name in DOWNLOADED]]
+    fitting = [] if any(word.startswith("data=") for word in words) else ["data=digits"]
+    return [*words, *fitting, *QUICK]
+
+
+@pytest.mark.usefixtures("at_the_desk")
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.slow if " -m " in line else (), id=line) for line in typed_in("README.md")]
+)
+def test_every_command_of_the_readme(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if line.startswith("refresher tensorboard"):
+        pytest.skip("serves until it is stopped; tests/test_cli.py looks at what it starts")
+    answers = [lines[1:] for lines in blocks("README.md") if lines[0] == f"$ {line}"]
+    code = main(quickly(line))
+    said = capsys.readouterr()
+    if answers:
+        assert (said.out + said.err).splitlines() == answers[0]
+    else:
+        assert (code, said.err) == (0, "")
+
+
+@pytest.mark.usefixtures("at_the_desk")
+@pytest.mark.parametrize("line", typed_in_yaml())
+def test_every_command_in_a_file_of_yaml(line: str) -> None:
+    assert main([*quickly(line), "trainer.loggers=[]"]) == 0
+
+
+def test_every_file_of_yaml_tells_its_command() -> None:
+    assert len(typed_in_yaml()) == len(list(CONF.rglob("*/*.yaml")))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_what_is_made_can_be_made(document: str) -> None:
+    named = re.findall(r"^make ([a-z -]+?)(?:  |$)|`make ([a-z -]+)`", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named
+    assert {word for words in named for word in " ".join(words).split()} <= set(targets)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(document: str) -> None:
+    links = re.findall(r"\]\(((?!https?://)[^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
