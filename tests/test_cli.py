@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which one run was trained."""
     folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, "-m", "refresher_runner", "train", "model=mlp", "tags=[first]", *QUICK]
+    command = [sys.executable, "-m", "refresher_runner", "train", "model=mlp", "optimizer.lr=1e-3", "tags=[first]", *QUICK]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
 
