@@ -121,7 +121,7 @@ def assert_same(folder: Path, alone: Alone) -> None:
 def test_a_run_killed_at_each_of_its_turns_is_the_run_left_alone(alone: Alone, tmp_path: Path) -> None:
     """Six kills of one run: before the first checkpoint, around saves, in an evaluation, and in the final test."""
     moments: list[Callable[[], Callable[[], bool]]] = [
-        lambda: appears(tmp_path, "config.yaml"),
+        lambda: appears(tmp_path, "status.json"),
         lambda: appears(tmp_path, "checkpoints/last.pt.tmp"),
         lambda: appears(tmp_path, "checkpoints/previous.pt", times=2),
         lambda: appears(tmp_path, "checkpoints/best.pt"),
@@ -153,11 +153,16 @@ def test_forty_kills_at_any_instant_change_no_bit(alone: Alone, tmp_path: Path, 
 
 
 def test_a_folder_in_which_nothing_was_begun_is_no_run(tmp_path: Path) -> None:
-    command = Command(*QUICK, folder=tmp_path)
-    killed = command.killed_when(lambda: only_run(tmp_path) is not None)
-    assert killed
-    if not run_in(tmp_path).config.is_file():
-        one_line(resume(tmp_path, code=2), "config.yaml")
+    RunDir.create(tmp_path / "outputs", "cnn", "digits")  # all there is when the kill comes first
+    one_line(resume(tmp_path, code=2), "config.yaml")
+
+
+def test_one_bit_is_a_difference(alone: Alone, tmp_path: Path) -> None:
+    run = RunDir(shutil.copytree(alone.run.path, tmp_path / "copy"))
+    state = checkpoint.load(run.checkpoints / "last.pt")
+    state["random"]["torch"][-1] ^= 1
+    checkpoint.save(state, run.checkpoints / "last.pt")
+    assert differences(alone.left, left(run)) == ["last.random.torch"]
 
 
 # ---------------------------------------------------------------- damage
@@ -261,7 +266,7 @@ def test_a_signal_before_torch_is_there_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("moment", "signum"),
     [
-        pytest.param("config.yaml", signal.SIGINT, id="before the first step"),
+        pytest.param("status.json", signal.SIGINT, id="before the first step"),
         pytest.param("checkpoints/last.pt.tmp", signal.SIGTERM, id="in a save"),
         pytest.param("metrics.jsonl", signal.SIGINT, id="in an epoch", marks=pytest.mark.slow),
         pytest.param("figures/val", signal.SIGTERM, id="after an evaluation", marks=pytest.mark.slow),

@@ -2,7 +2,7 @@
 
 outputs/<model>/<data>/<date>_<time>_<4 hex>/
   config.yaml   run.json   diff.patch   status.json   metrics.jsonl   metrics.csv   log.txt
-  checkpoints/last.pt previous.pt best.pt      tensorboard/      figures/
+  checkpoints/last.pt previous.pt best.pt (damaged.pt: a last.pt that could not be read)      tensorboard/      figures/
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class RunDir:
         holder = self.path / ".lock.holder"
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0.5, poll_interval=0.05)  # whoever only looks whether it is free holds it for an instant
+            lock.acquire(timeout=0.2, poll_interval=0.02)  # whoever only looks whether it is free holds it for an instant
         except Timeout:
             held = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
             raise RunError(f"in use by {held}", key="run", value=self.path, cure="wait for it, or stop it") from None
