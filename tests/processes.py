@@ -27,7 +27,7 @@ from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 
 SAVE_EVERY = 3  # steps
-DRAWS = ["model=cnn", "data=digits", "data.pad=1", "data.batch_size=32", "model.channels=[4,8]", "model.hidden=16", "model.dropout=0.3"]
+DRAWS = ["model=cnn", "data=digits", "data.pad=1", "data.batch_size=32", "model.dropout=0.3", "model.batch_norm=true"]
 KEEPS = ["trainer.ema_decay=0.9", "trainer.accumulate=2", "trainer.grad_clip=1", "optimizer=adamw", "trainer.threads=1"]
 STEPS = 45
 TURNS = [
@@ -36,7 +36,14 @@ TURNS = [
     f"trainer.save_every={SAVE_EVERY} steps",
     "trainer.log_every=4",
 ]
-TRAIN = ["train", *DRAWS, *KEEPS, *TURNS]  # every draw and every state there is; saves, evaluations and turns of epochs come often
+TRAIN = [
+    "train",
+    *DRAWS,
+    "model.channels=[4,8]",
+    "model.hidden=16",
+    *KEEPS,
+    *TURNS,
+]  # every draw and every state there is; saves, evaluations and turns of epochs come often
 IMPORTED: list[str] = [
     *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
     *("refresher_runner.engine.summary", "refresher_runner.engine.tensorboard", "refresher_runner.models.cnn"),
