@@ -36,14 +36,8 @@ TURNS = [
     f"trainer.save_every={SAVE_EVERY} steps",
     "trainer.log_every=4",
 ]
-TRAIN = [
-    "train",
-    *DRAWS,
-    "model.channels=[4,8]",
-    "model.hidden=16",
-    *KEEPS,
-    *TURNS,
-]  # every draw and every state there is; saves, evaluations and turns of epochs come often
+# every draw and every state there is; saves, evaluations and turns of epochs come often
+TRAIN = ["train", *DRAWS, "model.channels=[4,8]", "model.hidden=16", *KEEPS, *TURNS]
 IMPORTED: list[str] = [
     *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
     *("refresher_runner.engine.summary", "refresher_runner.engine.tensorboard", "refresher_runner.models.cnn"),
