@@ -172,7 +172,13 @@ class FileLoader(Generic[Sample, Batch]):
                 yield type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
         finally:
             if self.workers:
-                iterator._shutdown_workers()  # now, not when the last traceback that knows them is forgotten
+                # Now, not when the last traceback that knows them is forgotten; and undisturbed by torch's word, at whatever
+                # instant the signal comes, that one of them has died: that has been told.
+                torchs = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                try:
+                    iterator._shutdown_workers()
+                finally:
+                    signal.signal(signal.SIGCHLD, torchs or signal.SIG_DFL)
 
     def _received(self, iterator: Iterator[Any]) -> Iterator[Batch]:
         try:
