@@ -156,7 +156,7 @@ def _loaders(data: DataModule[Any], settings: Settings, computer: Computer) -> M
         loaders = {split: FirstBatches(loader, options.limit_batches) for split, loader in loaders.items()}
     if options.overfit_batches is not None:
         same = FirstBatches(loaders["train"], options.overfit_batches, always_epoch=0)
-        loaders = {"train": same, "val": same, "test": same}
+        loaders |= {"train": same, "val": same}
     if len(loaders["train"]) < options.accumulate:
         problem = f"an epoch has {len(loaders['train'])} batches, fewer than one step accumulates"
         raise ConfigError(
@@ -173,6 +173,7 @@ def _open(
     from refresher_runner.engine.loggers import Loggers, open_loggers, rewind
 
     world = computer.world
+    resumed = "id" in run.read_record()
     run_id = world.from_main(_identify(run, settings, command, task, data, computer) if world.is_main else "")
     warnings: list[str] = []
     state = checkpoint.load_newest(run, run_id, warnings.append)
@@ -181,6 +182,8 @@ def _open(
     sink = Loggers([])
     if world.is_main:
         checkpoint.clean(run, damaged=bool(warnings))
+        if resumed:
+            _note_sitting(run, command, computer)
         write_atomically(run.config, stored)
         run.write_status("running", exit_code=None, error=None, test=None)
         rewind(run, state["logged"] if state else 0)
@@ -244,6 +247,15 @@ def _identify(run: RunDir, settings: Settings, command: Sequence[str], task: Tas
         facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, **machine)
         write_atomically(run.record, json.dumps(facts, indent=2) + "\n")
     return run.read_record()["id"]
+
+
+def _note_sitting(run: RunDir, command: Sequence[str], computer: Computer) -> None:
+    """In run.json: that the run went on, by which command, from which code and where."""
+    from refresher_runner.engine.record import sitting_of
+
+    facts = run.read_record()
+    sitting = sitting_of(command, device=str(computer.device), precision=computer.precision, processes=computer.world.size)
+    write_atomically(run.record, json.dumps({**facts, "resumed": [*facts.get("resumed", []), sitting]}, indent=2) + "\n")
 
 
 # -------------------------------------------------------------------- the end of a run
@@ -311,7 +323,7 @@ def _restored(run: RunDir, settings: Settings, name: str, computer: Computer) ->
         raise CheckpointError(f"describes no known kind of data ({error})", key=str(path)) from None
     task = MODELS.builder(settings.model.name)(spec, **settings.model.options)
     _check_fit(task, state["task"], run)
-    task.load_state_dict(state["task"])
+    task.load_state_dict({**state["task"], **(state.get("ema") or {})})  # what the run itself judged
     return _place(task, settings, computer)
 
 

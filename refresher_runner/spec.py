@@ -69,14 +69,23 @@ class ImageSpec(Spec):
 
 
 def read_picture(path: str | Path, channels: int, size: int) -> Tensor:
-    """Pixels (C, size, size) in [0, 1] of a picture file: shorter side resized to `size`, then the centre."""
+    """Pixels (C, size, size) in [0, 1] of a picture file: shorter side resized to `size`, then the centre.
+
+    It is turned as its camera says, lies on white where it is transparent, and 16 bits are scaled to 8.
+    """
     import numpy as np
     import torch
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
-            picture = file.convert({1: "L", 3: "RGB"}[channels])
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+            if picture.has_transparency_data:
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = picture.convert({1: "L", 3: "RGB"}[channels])
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
     except FileNotFoundError:
         raise DataError("no such file", key=str(path)) from None

@@ -20,10 +20,8 @@ def record_of(command: Sequence[str], *, seed: int, checksums: dict[str, str], *
 
     return {
         "id": uuid.uuid4().hex,
-        "command": ["refresher", *command],
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **sitting_of(command),
         "seed": seed,
-        "git": git_state(),
         "python": sys.version.split()[0],
         "versions": installed_versions(),
         "checksums": checksums,
@@ -34,6 +32,12 @@ def record_of(command: Sequence[str], *, seed: int, checksums: dict[str, str], *
         "threads": torch.get_num_threads(),
         **more,
     }
+
+
+def sitting_of(command: Sequence[str], **more: Any) -> dict[str, Any]:
+    """One stretch of a run, from a start or a resume to the next: its command, its time, and the commit it came from."""
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"command": ["refresher", *command], "started": started, "git": git_state(), **more}
 
 
 def git_state() -> dict[str, Any]:
