@@ -115,6 +115,9 @@ def _check_companions(model: Component, data: Component, optimizer: Component, t
         raise ConfigError(problem, key="data", value=data.name, cure=f"data sets that fit: {', '.join(fitting)}")
     if optimizer.name == "muon" and trainer.strategy == "fsdp":
         raise ConfigError("needs whole matrices, and fsdp keeps shards", key="optimizer", value="muon", cure="use trainer.strategy=ddp")
+    if trainer.devices > 1 and (":" in trainer.device or trainer.device == "mps"):
+        problem = f"{trainer.devices} devices cannot be this one"
+        raise ConfigError(problem, key="trainer.device", value=trainer.device, cure="use trainer.device=cuda")
     batch_size = data.options.get("batch_size")
     if isinstance(batch_size, int) and batch_size % trainer.devices:
         problem = f"the global batch does not divide among {trainer.devices} devices"

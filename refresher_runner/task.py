@@ -6,6 +6,7 @@ trainer knows nothing of papers. `step` is the sentence of the abstract, in code
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,14 +36,14 @@ class Goal:
     mode: Literal["min", "max"] = "min"
 
     def better(self, value: float, best: float | None) -> bool:
-        """NaN is never better, and anything finite is better than nothing."""
-        if value != value:
+        """NaN and infinities are never better, and anything finite is better than nothing."""
+        if not math.isfinite(value):
             return False
         return best is None or (value < best if self.mode == "min" else value > best)
 
 
 class Metric(Protocol):
-    """Torchmetrics objects fit as they are."""
+    """Torchmetrics objects fit as they are. Of several ranks each updates its own; `compute` gives, on each, the value of them all."""
 
     def update(self, preds: Any, targets: Any, /) -> None: ...
     def compute(self) -> Loggable | Tensor | Mapping[str, Loggable | Tensor]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the best there is. Raises ConfigError for a device that is absent."""
+    """`auto` is a GPU or the CPU; mps, less exact and less tested, must be named. Raises ConfigError for a device that is absent."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = "cuda" if cuda else "cpu"
     known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
     chosen = f"cuda:{local_rank}" if name == "cuda" else name
     if chosen not in known:
@@ -60,17 +61,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Torch's randomness for one step of one of several ranks: they draw apart, and a resumed run repeats them."""
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest(), "little"))
+
+
 @contextmanager
 def randomness_apart(seed: int, device: torch.device) -> Iterator[None]:
     """Draws inside start from `seed` and leave no trace outside: looking never changes training."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
-        seed_everything(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    before = random_state(device)
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        restore_random_state(before, device)
 
 
 def random_state(device: torch.device) -> dict[str, object]:
@@ -78,9 +82,14 @@ def random_state(device: torch.device) -> dict[str, object]:
     numpy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
-        "numpy": {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)), "pos": int(numpy["state"]["pos"])},
+        "numpy": {
+            "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "pos": int(numpy["state"]["pos"]),
+            "gauss": (int(numpy["has_gauss"]), float(numpy["gauss"])),
+        },
         "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "mps": torch.mps.get_rng_state() if device.type == "mps" else None,
     }
 
 
@@ -89,10 +98,12 @@ def restore_random_state(state: dict[str, object], device: torch.device) -> None
     version, internal, gauss = state["python"]  # type: ignore[misc]
     random.setstate((version, tuple(internal), gauss))
     numpy: dict[str, object] = state["numpy"]  # type: ignore[assignment]
-    np.random.set_state(("MT19937", numpy["key"].numpy().astype(np.uint32), numpy["pos"]))  # type: ignore[union-attr]
+    np.random.set_state(("MT19937", numpy["key"].numpy().astype(np.uint32), numpy["pos"], *numpy["gauss"]))  # type: ignore[union-attr]
     torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
-    if device.type == "cuda" and state["device"] is not None:
-        torch.cuda.set_rng_state(state["device"], device)  # type: ignore[arg-type]
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)  # type: ignore[arg-type]
+    if device.type == "mps" and state["mps"] is not None:
+        torch.mps.set_rng_state(state["mps"])  # type: ignore[arg-type]
 
 
 def _cpu_has_bf16() -> bool:

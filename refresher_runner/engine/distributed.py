@@ -10,13 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from refresher_runner.task import Output, Task
+
+Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,15 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def largest(self, value: int, device: torch.device) -> int:
+    def largest(self, value: Number, device: torch.device) -> Number:
         """The largest over the ranks, on every rank."""
         if self.size == 1:
             return value
-        box = torch.tensor([value], device=device)
+        box = torch.tensor([value], device=device, dtype=torch.float64)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return int(box.item())
+        return type(value)(box.item())
 
-    def from_main(self, value: str) -> str:
+    def from_main(self, value: Value) -> Value:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value

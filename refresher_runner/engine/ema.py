@@ -14,7 +14,11 @@ from refresher_runner.task import Task
 
 
 class EMA:
-    """shadow <- decay * shadow + (1 - decay) * weights; the decay grows as (1 + t) / (10 + t) until it reaches `decay`."""
+    """shadow <- decay * shadow + (1 - decay) * weights; the decay grows as (1 + t) / (10 + t) until it reaches `decay`.
+
+    Parameters alone are averaged. Buffers, batch norm's running statistics among them, stay those of the raw weights, as in torch's
+    AveragedModel unless told otherwise.
+    """
 
     def __init__(self, task: Task, decay: float):
         self.decay = decay

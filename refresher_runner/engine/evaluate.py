@@ -37,6 +37,7 @@ def evaluate(
             metric.to(device)
     sums: dict[str, Tensor] = {}
     count, first = 0, None
+    exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     with randomness_apart(seed, device), _eval_mode(task):
         for batch in loader.batches(epoch=0):
             if world.size == 1:
@@ -48,11 +49,11 @@ def evaluate(
             with autocast(device, precision):
                 output = task.step(batch)
             for name, value in {"loss": output.loss, **output.parts}.items():
-                sums[name] = sums.get(name, 0) + value.detach().double() * size
+                sums[name] = sums.get(name, 0) + value.detach().to(exact) * size
             count += size
             for metric in metrics.values():
                 metric.update(output.preds, output.targets)
-        totals = world.sum(torch.stack([*sums.values(), torch.tensor(float(count), device=device, dtype=torch.float64)])) if sums else None
+        totals = world.sum(torch.stack([*sums.values(), torch.tensor(float(count), device=device, dtype=exact)])) if sums else None
         if totals is None or totals[-1] == 0:
             raise DataError("the split is empty", key=split)
         means = (totals[:-1] / totals[-1]).tolist()

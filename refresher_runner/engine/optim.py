@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from refresher_runner.engine.distributed import shard_like
 from refresher_runner.engine.options import ScheduleOptions
 from refresher_runner.registry import OPTIMIZERS
 from refresher_runner.schema import Decay, NonNegativeFloat, Positive, PositiveFloat
@@ -95,6 +96,18 @@ class Together:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+
+
+def restore(optimizer: Optimizer | Together, state: dict[str, Any]) -> None:
+    """Whole moments into an optimizer, cut as its parameters are; of what was saved, the options chosen now override the rest."""
+    chosen = [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups]
+    if "state" in state:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        cut = {i: {key: shard_like(value, params[i]) for key, value in values.items()} for i, values in state["state"].items()}
+        state = {**state, "state": cut}
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(options)
 
 
 def lr_factor(options: ScheduleOptions, step: int, total: float) -> float:

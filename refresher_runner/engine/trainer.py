@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from refresher_runner.engine import checkpoint, signals
-from refresher_runner.engine.device import random_state, restore_random_state
+from refresher_runner.engine.device import random_state, restore_random_state, seed_step
 from refresher_runner.engine.distributed import SINGLE, World, gathered, shard_like, whole, wrap
 from refresher_runner.engine.ema import EMA
 from refresher_runner.engine.evaluate import autocast, evaluate
-from refresher_runner.engine.optim import lr_factor
+from refresher_runner.engine.optim import lr_factor, restore
 from refresher_runner.engine.options import ScheduleOptions, TrainerOptions
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.engine.window import Window
@@ -126,7 +126,7 @@ class Trainer:
             progress.batch += options.accumulate
             if progress.batch == self.steps_per_epoch * options.accumulate:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-            progress.elapsed = time.perf_counter() - self._start
+            progress.elapsed = self._elapsed()
             if progress.step % options.log_every == 0:
                 self._log_window()
             after_step()
@@ -139,6 +139,8 @@ class Trainer:
 
     def _train_step(self, batches: list[Any]) -> None:
         """One optimizer step on the mean gradient of `batches`."""
+        if self.world.size > 1:  # else every rank would draw the same dropout
+            seed_step(self.seed, self.progress.step, self.world.rank)
         factor = lr_factor(self.schedule, self.progress.step, self._total())
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
@@ -150,8 +152,9 @@ class Trainer:
                 loss = output.loss if len(batches) == 1 else output.loss / len(batches)
                 self.scaler.scale(loss).backward()
             self.window.add(output, len(batch[0]) * self.world.size)
-        if self.options.grad_clip is not None:
+        if self.options.grad_clip is not None or self.options.histograms:
             self.scaler.unscale_(self.optimizer)
+        if self.options.grad_clip is not None:
             self.window.add_norm(nn.utils.clip_grad_norm_(self.params, self.options.grad_clip))
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -175,7 +178,7 @@ class Trainer:
         if self.options.histograms:
             report = {**report, **self._histograms()}
         goal, progress = self.task.goal, self.progress
-        value = report[f"val/{goal.metric}"]
+        value = self.world.from_main(report[f"val/{goal.metric}"])  # ranks may differ by a rounding, and must not in what follows
         assert isinstance(value, float), f"the goal {goal.metric} is not a number"
         if not math.isfinite(value):
             self.sink.warn(f"val/{goal.metric} is {value} at step {progress.step}; it cannot be the best")
@@ -189,10 +192,9 @@ class Trainer:
         if progress.best is not None:
             report = {**report, "val/best": progress.best}
         self.sink.log(report, progress.step)
-        progress.validated_step, progress.elapsed = progress.step, time.perf_counter() - self._start
+        progress.validated_step, progress.elapsed = progress.step, self._elapsed()
         self._validated_at = progress.elapsed
         self.save()
-        self.window.start()
 
     def evaluate(self, loader: Loader, split: str, averaged: bool = True) -> Report:
         """Metrics and pictures of one split, tags `split/...`, under the averaged weights if there are any and they are wanted."""
@@ -219,9 +221,11 @@ class Trainer:
     def save(self, final: bool = False) -> None:
         """last.pt, the one before kept. A failed save costs that save alone, unless it is the last. Raises TrainingError."""
         self._check_finite()
+        self.window.pause()
         self.sink.flush()
         self._saved = self._write("last.pt", {**self.state_dict(), "logged": self.run.logged()}, previous="previous.pt")
         self._saved_at = self.progress.elapsed
+        self.window.start()
         if final and not self._saved:
             raise TrainingError("the last checkpoint could not be written", key=str(self.run), cure="free some space, and resume the run")
 
@@ -256,8 +260,9 @@ class Trainer:
         self.load_weights(state["task"])
         if self.ema:
             self.ema.load_state_dict(state["ema"] if state["ema"] is not None else state["task"])
-        self.optimizer.load_state_dict(_shard_optimizer(state["optimizer"], self.params))
-        self.scaler.load_state_dict(state["scaler"])
+        restore(self.optimizer, state["optimizer"])
+        if state["scaler"]:  # empty where it was not fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.window.load_state_dict(state["window"], self.device)
         restore_random_state(state["random"], self.device)
@@ -277,14 +282,12 @@ class Trainer:
         named = [*self.task.named_parameters(), *self.task.named_buffers()]
         named += [(f"ema of {name}", value) for name, value in self.ema.shadow.items()] if self.ema else []
         floats = [(name, value) for name, value in named if value.is_floating_point()]
-        if not floats:
-            return
-        total = nn.utils.get_total_norm([value.detach().float() for _, value in floats])
-        total = whole(total)
-        if not torch.isfinite(total):
-            bad = next((name for name, value in floats if not torch.isfinite(whole(value.detach())).all()), "the norm of all weights")
+        shards, others = ([v.detach().float() for _, v in floats if hasattr(v, "device_mesh") == sharded] for sharded in (True, False))
+        norms = [float(whole(nn.utils.get_total_norm(values))) for values in (shards, others)]  # torch takes no norm of the two together
+        if self.world.largest(int(not math.isfinite(sum(norms))), self.device):
+            bad = [name for name, value in floats if not torch.isfinite(whole(value.detach())).all()]
             raise TrainingError(
-                f"{bad} is not finite after step {self.progress.step}",
+                f"{bad[0] if bad else 'a norm of all weights'} is not finite after step {self.progress.step}",
                 cure=f"a smaller optimizer.lr, or trainer.grad_clip=1; {self.run} can be resumed from its last finite checkpoint",
             )
 
@@ -304,22 +307,26 @@ class Trainer:
     def _done(self) -> bool:
         """The duration is over, or patience is; every rank agrees."""
         patience = self.options.patience
-        done = self._fraction() >= 1.0 or (patience is not None and self.progress.stale >= patience)
-        if self.options.duration.seconds is None or self.world.size == 1:
-            return done
-        return bool(self.world.largest(int(done), self.device))
+        return self._fraction() >= 1.0 or (patience is not None and self.progress.stale >= patience)
+
+    def _elapsed(self) -> float:
+        """Seconds so far; where the run's length goes by them, ranks agree."""
+        own = time.perf_counter() - self._start
+        return own if self.options.duration.seconds is None else self.world.largest(own, self.device)
 
     def _due(self, every: Any, last: float) -> bool:
         steps = every.steps(self.steps_per_epoch)
         if steps is not None:
             return self.progress.step % steps == 0
         late = self.progress.elapsed - last >= every.seconds
-        return bool(self.world.largest(int(late), self.device))
+        return bool(self._ask_ranks(int(late)))
 
     def _stop_requested(self) -> int:
-        if self.world.size == 1:
-            return signals.received()
-        return self.world.largest(signals.received(), self.device) if self.progress.step % 10 == 0 else 0
+        return self._ask_ranks(signals.received())
+
+    def _ask_ranks(self, value: int) -> int:
+        """The largest over the ranks; several wait for each other every ten steps alone, and have 0 between."""
+        return self.world.largest(value, self.device) if self.world.size == 1 or self.progress.step % 10 == 0 else 0
 
     def _goal(self) -> dict[str, Any]:
         return {**asdict(self.task.goal), "best": self.progress.best, "best_step": self.progress.best_step}
@@ -346,11 +353,3 @@ class Trainer:
 
         with profile(schedule=schedule(wait=5, warmup=5, active=20, repeat=1), on_trace_ready=write, record_shapes=True) as profiler:
             yield profiler.step
-
-
-def _shard_optimizer(state: dict[str, Any], params: list[Tensor]) -> dict[str, Any]:
-    """An optimizer's whole state cut as its parameters are."""
-    if "state" not in state:
-        return state
-    cut = {i: {k: shard_like(v, params[i]) for k, v in values.items()} for i, values in state["state"].items()}
-    return {**state, "state": cut}

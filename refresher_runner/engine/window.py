@@ -21,7 +21,7 @@ class Window:
     def __init__(self, world: World, accumulate: int = 1):
         self.world, self.accumulate = world, accumulate
         self._empty()
-        self._since = time.perf_counter()
+        self._since: float | None = None
 
     def add(self, output: Output, samples: int) -> None:
         """One batch of `samples`, over all ranks."""
@@ -66,24 +66,31 @@ class Window:
 
     def pause(self) -> None:
         """The clock stands: what follows is not training."""
-        self.seconds += time.perf_counter() - self._since
+        self.seconds, self._since = self._clock(), None
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def state_dict(self) -> dict[str, Any]:
         stacked = {"losses": self.losses, "norms": [whole(norm) for norm in self.norms], **{f"part {k}": v for k, v in self.parts.items()}}
-        return {"samples": self.samples, "values": {name: torch.stack(v).float().cpu() for name, v in stacked.items() if v}}
+        return {
+            "samples": self.samples,
+            "elapsed": self._clock(),
+            "values": {name: torch.stack(v).float().cpu() for name, v in stacked.items() if v},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._empty()
-        self.samples = state["samples"]
+        self.samples, self.seconds, self._since = state["samples"], state["elapsed"], None
         for name, values in state["values"].items():
             items = list(values.to(device).unbind())
             if name in ("losses", "norms"):
                 setattr(self, name, items)
             else:
                 self.parts[name.removeprefix("part ")] = items
+
+    def _clock(self) -> float:
+        return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def _empty(self) -> None:
         self.losses: list[Tensor] = []

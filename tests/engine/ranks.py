@@ -12,18 +12,33 @@ from refresher_runner.engine.distributed import World
 from tests.engine.toy import Toy, ToyLoader, trainer
 
 if __name__ == "__main__":
-    folder, strategy, resume = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "resume"
+    folder, strategy, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     torch.set_num_threads(1)
     world = World.from_environment()
     world.join(torch.device("cpu"))
     share = {"rank": world.rank, "world_size": world.size}
     loaders = {"train": ToyLoader(batch_size=16, **share), "val": ToyLoader(32, **share)}
+    length = {"duration": "12 steps"}
+    if how == "timed":
+        length = {"duration": "1 seconds", "validate_every": "0.3 seconds", "save_every": "0.1 seconds"}
     made = trainer(
-        folder, lambda: Toy(0.0), world=world, strategy=strategy, ema_decay=0.9, grad_clip=0.5, accumulate=2, duration="12 steps", **loaders
+        folder,
+        lambda: Toy(0.0, batch_norm=how == "timed"),
+        world=world,
+        strategy=strategy,
+        ema_decay=0.9,
+        grad_clip=0.5,
+        accumulate=2,
+        **length,
+        **loaders,
     )
-    if resume:
+    if how == "timed":
+        made.progress.elapsed = 0.05 * world.rank  # this rank's clock is ahead
+    if how == "resume":
         made.load_state_dict(checkpoint.load(folder / "checkpoints" / "last.pt"))
     made.fit()
     if world.is_main:
         torch.save(made.sink.reports, folder / "reports.pt")  # type: ignore[attr-defined]
+    agreed = {"progress": vars(made.progress), "lr": made.optimizer.param_groups[0]["lr"], "draw": torch.rand(8)}
+    torch.save(agreed, folder / f"rank{world.rank}.pt")
     world.leave()

@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[2]
 def two_ranks(folder: Path, strategy: str, how: str = "fresh") -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.engine.ranks"]
     done = subprocess.run(
-        [*command, str(folder), strategy, how], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*command, str(folder), strategy, how],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -61,3 +66,12 @@ def test_what_one_rank_saved_two_can_resume_and_back(tmp_path: Path, strategy: s
     assert {k: v.shape for k, v in last.state_dict()["optimizer"]["state"][0].items()} == {
         k: v.shape for k, v in straight.state_dict()["optimizer"]["state"].get(0, back["optimizer"]["state"][0]).items()
     }
+
+
+def test_ranks_agree_on_the_clock_and_draw_apart(tmp_path: Path) -> None:
+    two_ranks(tmp_path, "fsdp", "timed")
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["progress"]["step"] > 10
+    assert one["progress"] == other["progress"]
+    assert one["lr"] == other["lr"]
+    assert not torch.equal(one["draw"], other["draw"])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from refresher_runner.engine import checkpoint, signals
+from refresher_runner.engine.distributed import SINGLE
 from refresher_runner.engine.limit import FirstBatches
+from refresher_runner.engine.window import Window
 from refresher_runner.errors import Interrupted, TrainingError
 from refresher_runner.report import Histogram
 from refresher_runner.task import Goal, Output
@@ -158,6 +161,66 @@ def test_a_run_of_two_lengths_is_one(tmp_path: Path) -> None:
     assert torch.equal(straight, weights(second.task))
 
 
+def test_a_resume_keeps_the_optimizer_s_new_options(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "a", decay=0.5, duration="10 steps")
+    first.fit()
+    state = checkpoint.load(first.run.checkpoints / "last.pt")
+
+    def resumed(folder: str, decay: float) -> Tensor:
+        made = trainer(tmp_path / folder, decay=decay)
+        made.load_state_dict(state)
+        assert made.optimizer.param_groups[0]["weight_decay"] == decay
+        made.fit()
+        return weights(made.task)
+
+    assert resumed("b", 10.0).norm() < resumed("c", 0.5).norm()
+
+
+def test_a_resume_may_change_the_precision(tmp_path: Path) -> None:
+    state = trainer(tmp_path).state_dict()
+    scaled = trainer(tmp_path)
+    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)  # as fp16 has it
+    scaled.load_state_dict(state)
+    trainer(tmp_path).load_state_dict(scaled.state_dict())
+
+
+def test_the_speed_of_a_window_counts_its_seconds_before_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    before = Window(SINGLE)
+    before.start()
+    for _ in range(3):
+        before.add(Output(torch.ones(())), 8)
+        now += 2.0
+    state = before.state_dict()
+    after = Window(SINGLE)
+    now += 100.0  # between two sittings
+    after.load_state_dict(state, torch.device("cpu"))
+    after.start()
+    after.add(Output(torch.ones(())), 8)
+    now += 2.0
+    after.pause()
+    now += 50.0  # a save
+    after.pause()
+    assert after.report(4)["speed/seconds_per_step"] == pytest.approx(2.0)
+
+
+def test_a_save_is_no_training_time(tmp_path: Path) -> None:
+    made = trainer(tmp_path, duration="7 steps", validate_every="3 steps")
+    running: list[bool] = []
+    write = made._write
+
+    def watched(*args: Any, **kwargs: Any) -> bool:
+        running.append(made.window._since is not None)
+        return write(*args, **kwargs)
+
+    made._write = watched  # type: ignore[method-assign]
+    made.fit()
+    made.save()
+    assert running
+    assert not any(running)
+
+
 def test_best_is_the_best_and_patience_ends_a_run(tmp_path: Path) -> None:
     class Worse(Toy):
         goal = Goal("rmse", "max")  # training makes it fall, so the first evaluation stays the best
@@ -205,7 +268,9 @@ def test_the_first_nan_ends_the_run_and_reaches_no_checkpoint(tmp_path: Path, wh
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_nan_is_never_the_best(tmp_path: Path, mode: str) -> None:
-    assert not Goal("loss", mode).better(float("nan"), None)  # type: ignore[arg-type]
+    for value in (math.nan, math.inf, -math.inf):
+        assert not Goal("loss", mode).better(value, None)  # type: ignore[arg-type]
+        assert not Goal("loss", mode).better(value, 1.0)  # type: ignore[arg-type]
     assert Goal("loss", mode).better(1.0, None)  # type: ignore[arg-type]
 
     class Nan:
@@ -239,7 +304,15 @@ def test_durations_count_steps_epochs_and_time(tmp_path: Path) -> None:
 
 def test_overfitting_sees_the_same_batches_for_ever(tmp_path: Path) -> None:
     same = FirstBatches(ToyLoader(), 2, always_epoch=0)
-    made = trainer(tmp_path, lambda: Toy(0.0), train=same, val=same, duration="200 steps", validate_every="200 steps", schedule=schedule(warmup_steps=0))
+    made = trainer(
+        tmp_path,
+        lambda: Toy(0.0),
+        train=same,
+        val=same,
+        duration="200 steps",
+        validate_every="200 steps",
+        schedule=schedule(warmup_steps=0),
+    )
     before = made.evaluate(same, "val")["val/loss"]
     made.fit()
     assert made.progress.best < 0.5 * before  # type: ignore[operator]

@@ -115,7 +115,9 @@ def schedule(**changes: Any) -> ScheduleOptions:
     return ScheduleOptions(**{"schedule": "cosine", "warmup_steps": 3, "final_lr": 0.0, **changes})
 
 
-def trainer(folder: Path, make: Callable[[], Task] = Toy, *, lr: float = 1e-2, seed: int = 0, **changes: Any) -> Trainer:
+def trainer(
+    folder: Path, make: Callable[[], Task] = Toy, *, lr: float = 1e-2, decay: float = 0.01, seed: int = 0, **changes: Any
+) -> Trainer:
     """A trainer for the toy; keywords are options of the trainer, or `train`, `val`, `schedule`, `world`, `precision`."""
     parts = {name: changes.pop(name) for name in ("train", "val", "world", "precision") if name in changes}
     lr_schedule = changes.pop("schedule", schedule())
@@ -125,7 +127,7 @@ def trainer(folder: Path, make: Callable[[], Task] = Toy, *, lr: float = 1e-2, s
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     return Trainer(
         task,
-        lambda task: torch.optim.AdamW(task.parameters(), lr=lr, fused=True),
+        lambda task: torch.optim.AdamW(task.parameters(), lr=lr, weight_decay=decay, fused=True),
         schedule=lr_schedule,
         options=options(**changes),
         run=run,
