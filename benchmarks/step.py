@@ -1,7 +1,7 @@
 """Time of one optimizer step on the digits CNN at batch 64: the pipeline, a hand-written loop, Lightning's default Trainer.
 
-python -m benchmarks.step SIDE prints microseconds per step. All sides train the same plain network (no batch norm) on the same
-digits with Adam, clipping at norm 1 and a cosine schedule. The pipeline's figure is wall time between its first and its last report, logging
+python -m benchmarks.step SIDE prints microseconds per step. All sides train the same plain network (no batch norm) on the same digits
+with Adam, clipping at norm 1 and a cosine schedule. The pipeline's figure is wall time between its first and its last report, logging
 included; the hand-written loop's is its wall time, over tensors permuted once an epoch, with no logging at all.
 """
 

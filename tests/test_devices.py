@@ -19,7 +19,10 @@ from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.registry import OPTIMIZERS
 
-DRAWS = ["model=cnn", "model.dropout=0", "model.batch_norm=false", "data=digits", "data.pad=1", "data.flip=true", "optimizer=sgd", "optimizer.lr=0.05"]
+DRAWS = [
+    *("model=cnn", "model.dropout=0", "model.batch_norm=false", "data=digits"),
+    *("data.pad=1", "data.flip=true", "optimizer=sgd", "optimizer.lr=0.05"),
+]
 SHORT = ["trainer=smoke", "trainer.limit_batches=3", "trainer.threads=1", "trainer.device=cpu"]
 SAME = [*DRAWS, *SHORT, "trainer.channels_last=true", "trainer.ema_decay=0.8", "trainer.grad_clip=0.5"]
 TWO = ["trainer.devices=2"]

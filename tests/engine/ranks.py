@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,8 @@ if __name__ == "__main__":
     world = World.from_environment()
     world.join(torch.device("cpu"))
     share = {"rank": world.rank, "world_size": world.size}
-    loaders = {"train": ToyLoader(batch_size=16, **share), "val": ToyLoader(32, **share)}
-    length = {"duration": "12 steps"}
+    loaders: dict[str, Any] = {"train": ToyLoader(batch_size=16, **share), "val": ToyLoader(32, **share)}
+    length: dict[str, Any] = {"duration": "12 steps"}
     if how == "timed":
         length = {"duration": "1 seconds", "validate_every": "0.3 seconds", "save_every": "0.1 seconds"}
     made = trainer(

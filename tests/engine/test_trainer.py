@@ -327,7 +327,7 @@ def test_a_failed_save_costs_that_save_alone(tmp_path: Path) -> None:
     folder = made.run.checkpoints
     log = made.sink.log
 
-    def log_and_break(report: dict[str, object], step: int) -> None:  # type: ignore[type-arg]
+    def log_and_break(report: dict[str, Any], step: int) -> None:  # type: ignore[type-arg]
         log(report, step)
         if "val/loss" in report and step == 5:
             folder.rename(folder.with_name("gone"))
@@ -346,6 +346,13 @@ def test_histograms_hold_weights_and_gradients(tmp_path: Path) -> None:
     (_, shown), *_ = made.sink.series("grads/net.0.weight")  # type: ignore[attr-defined]
     assert isinstance(shown, Histogram)
     assert shown.values.shape == (8, 4)
+
+
+def test_histograms_hold_gradients_as_the_optimizer_sees_them(tmp_path: Path) -> None:
+    plain, scaled = (trainer(tmp_path / name, lambda: Toy(0.0), histograms=True, duration="3 steps") for name in ("a", "b"))
+    scaled.scaler = torch.amp.GradScaler("cpu", enabled=True)  # as fp16 has it
+    (expected,), (shown,) = ((made.fit(), made.sink.series("grads/net.0.weight"))[1] for made in (plain, scaled))  # type: ignore[attr-defined]
+    assert torch.allclose(torch.as_tensor(expected[1].values), torch.as_tensor(shown[1].values), rtol=1e-3, atol=1e-6)
 
 
 def test_profile_writes_a_trace(tmp_path: Path) -> None:
