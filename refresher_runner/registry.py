@@ -119,9 +119,7 @@ def _read_signature(node: ast.FunctionDef) -> Signature:
     keywords = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     texts = {arg.arg: ast.unparse(arg.annotation) for arg in node.args.kwonlyargs if arg.annotation}
     hints = _evaluate(texts)
-    options = {
-        arg.arg: Option(hints[arg.arg], REQUIRED if default is None else ast.literal_eval(default)) for arg, default in keywords
-    }
+    options = {arg.arg: Option(hints[arg.arg], REQUIRED if default is None else ast.literal_eval(default)) for arg, default in keywords}
     first = next((a for a in node.args.args if a.arg == "spec" and a.annotation), None)
     wants = _evaluate({"spec": ast.unparse(first.annotation)})["spec"] if first and first.annotation else None
     returns = ast.unparse(node.returns) if node.returns else ""
