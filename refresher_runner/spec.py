@@ -68,6 +68,9 @@ class ImageSpec(Spec):
         return self.normalise(read_picture(path, self.channels, self.size))
 
 
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # of files taken for pictures
+
+
 def read_picture(path: str | Path, channels: int, size: int) -> Tensor:
     """Pixels (C, size, size) in [0, 1] of a picture file: shorter side resized to `size`, then the centre.
 

@@ -15,7 +15,7 @@ from refresher_runner.data.images import check_pad, stratified
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, PositiveFloat, Share
-from refresher_runner.spec import DataModule, ImageBatch, ImageSpec, Placement, read_picture
+from refresher_runner.spec import SUFFIXES, DataModule, ImageBatch, ImageSpec, Placement, read_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     PictureLoader = FileLoader[tuple[Tensor, int], ImageBatch]
 
 Files = list[tuple[Path, int]]  # each picture with its label
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @DATASETS.register("image_folder")

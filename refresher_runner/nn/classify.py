@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from refresher_runner.errors import DataError
 from refresher_runner.report import Images, Prediction, Report
-from refresher_runner.spec import ImageBatch, ImageSpec
+from refresher_runner.spec import SUFFIXES, ImageBatch, ImageSpec
 from refresher_runner.task import Goal, Metric, Output, Task
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 class Classifier(Task):
