@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def prepare_torch(options: TrainerOptions, device: torch.device) -> None:
-    """Process-wide switches of torch, before the first tensor of a run."""
+    """Process-wide switches of torch and of memory, before the first tensor of a run."""
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.deterministic:
@@ -52,6 +55,18 @@ def prepare_torch(options: TrainerOptions, device: torch.device) -> None:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not options.deterministic
+
+
+def keep_freed_memory() -> None:
+    """What a step frees stays with the process for the next step, which would else fault every page of it in anew.
+
+    A switch of glibc, whose way is to give large blocks back to the system at once; other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt(m_trim_threshold, -1)  # never trim the heap
+        mallopt(m_mmap_max, 0)  # no block outside it
 
 
 def seed_everything(seed: int) -> None:

@@ -52,7 +52,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.groups(self.stem(x))  # (B, 4 width, H / 4, W / 4)
-        return self.classes(x.mean((2, 3)))
+        return self.classes(F.avg_pool2d(x, x.shape[2:]).flatten(1))
 
 
 class ResNet(Classifier):
