@@ -84,6 +84,18 @@ def weights(run: RunDir, name: str) -> torch.Tensor:
     return torch.cat([value.flatten() for value in checkpoint.load(run.checkpoints / f"{name}.pt")["task"].values()])
 
 
+@pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("--versoin", 2)])
+def test_a_rank_ends_without_the_tear_down_in_which_threads_of_gloo_abort(tmp_path: Path, typed: str, code: int) -> None:
+    program = "import atexit, sys; from refresher_runner.__main__ import main; atexit.register(print, 'torn down'); sys.exit(main())"
+    environment = {**os.environ, "LOCAL_RANK": "0"}
+    for variables, torn_down in ((os.environ, 1), (environment, 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, typed], cwd=tmp_path, env=dict(variables), capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.count("torn down")) == (code, torn_down)
+        assert "refresher 0." in done.stdout if code == 0 else "error: " in done.stderr
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """The run by one process."""

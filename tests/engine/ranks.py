@@ -10,6 +10,7 @@ import torch
 
 from refresher_runner.engine import checkpoint
 from refresher_runner.engine.distributed import World
+from refresher_runner.engine.launch import end_rank
 from tests.engine.toy import Toy, ToyLoader, trainer
 
 if __name__ == "__main__":
@@ -43,3 +44,4 @@ if __name__ == "__main__":
     agreed = {"progress": vars(made.progress), "lr": made.optimizer.param_groups[0]["lr"], "draw": torch.rand(8)}
     torch.save(agreed, folder / f"rank{world.rank}.pt")
     world.leave()
+    end_rank(0)
