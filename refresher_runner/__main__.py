@@ -18,7 +18,7 @@ def main() -> int:
         code = cli(sys.argv[1:])
     except SystemExit as stop:
         code = stop.code
-    end_rank(code if isinstance(code, int) else 1)
+    return end_rank(code if isinstance(code, int) else 1)
 
 
 if __name__ == "__main__":
