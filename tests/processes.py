@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -44,6 +45,8 @@ IMPORTED: list[str] = [
     *("refresher_runner.data.images", "sklearn.datasets", "torchmetrics.classification", "matplotlib.backends.backend_agg"),
     *("matplotlib.figure", "torch.utils.flop_counter", "PIL.JpegImagePlugin", "antlr4", "filelock"),
 ]
+
+_SPEED = re.compile(r"[./]speed/")  # of training, and of what an evaluation measures
 
 os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
@@ -222,7 +225,7 @@ def left(run: RunDir) -> dict[str, str]:
     found |= _flat([{k: v for k, v in line.items() if k not in ("time", "config")} for line in lines(run)], "metrics")
     status = run.read_status()
     found |= _flat({key: status[key] for key in ("state", "step", "goal", "test", "exit_code")}, "status")
-    return {key: value for key, value in found.items() if not key.endswith(".elapsed") and ".speed/" not in key}
+    return {key: value for key, value in found.items() if not key.endswith(".elapsed") and not _SPEED.search(key)}
 
 
 def _flat(value: Any, name: str) -> dict[str, str]:

@@ -6,14 +6,13 @@ Shapes: B pictures, C channels, H = W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refresher_runner.errors import DataError
+from refresher_runner.nn.pictures import picture_files
 from refresher_runner.report import Images, Prediction, Report
-from refresher_runner.spec import SUFFIXES, ImageBatch, ImageSpec
+from refresher_runner.spec import ImageBatch, ImageSpec
 from refresher_runner.task import Goal, Metric, Output, Task
 
 
@@ -66,17 +65,6 @@ class Classifier(Task):
             values |= {"runner_up": names[second], "runner_up_probability": p[1].item()}
             picture = Images(self.spec.pixels(image)[None], (f"{names[first]}, {p[0]:.2f}",))
             yield Prediction(str(path), values, {"picture": picture})
-
-
-def picture_files(inputs: Sequence[str]) -> list[Path]:
-    """Files as they are given, folders as the pictures in and under them, sorted. Raises DataError."""
-    files: list[Path] = []
-    for path in map(Path, inputs):
-        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()) if path.is_dir() else [path]
-        if not found:
-            raise DataError("has no pictures", key=str(path), cure=f"looked for {', '.join(sorted(SUFFIXES))}")
-        files += found
-    return files
 
 
 def kernels(weight: Tensor) -> Images:
