@@ -63,13 +63,13 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
 
 
-def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoint: str) -> list[Prediction]:
-    """What a run's model says of each input. The data set is not needed."""
+def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoint: str) -> Iterator[Prediction]:
+    """What a run's model says of each input, one after another. The data set is not needed."""
     import torch
 
     task = _restored(run, settings, checkpoint, _computer(settings))
     with torch.no_grad():
-        return list(task.eval().predict(list(inputs)))
+        yield from task.eval().predict(list(inputs))
 
 
 # -------------------------------------------------------------------- set-up

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_PARTS = 4  # of the loss, in a line
 MOST_CLASSES = 20  # with a row each after the test
+SPEED = "test/speed/"
 
 
 class Console(Logger):
@@ -135,11 +136,11 @@ def evaluation_line(report: Report, step: int, goal: str) -> str:
 
 def tables_of_test(tested: Mapping[str, float]) -> str:
     """What was measured on the test split, and for each class if they are few."""
-    scalars = {tag[5:]: value for tag, value in tested.items() if tag.count("/") == 1}
+    scalars = {tag[5:]: value for tag, value in tested.items() if tag.count("/") == 1 or tag.startswith(SPEED)}
     text = table(["test", "value"], [[name, f"{value:.4g}"] for name, value in scalars.items()], right=["value"])
     classes: dict[str, dict[str, float]] = {}
     for tag, value in tested.items():
-        if tag.count("/") > 1:
+        if tag[5:] not in scalars:
             _, metric, name = tag.split("/", 2)
             classes.setdefault(name, {})[metric] = value
     if not 0 < len(classes) <= MOST_CLASSES:
