@@ -12,9 +12,9 @@ that small things are found with the knowledge of large ones. What overlaps a li
 Read on from `Detector` in nn/detect.py, which holds what every detector shares: the step, the suppression, the metrics.
 
 Differs: what made the idea good since. Each cell predicts one box around a square prior of four strides, in place of three anchors
-(Ge et al., 2021: YOLOX, section 2.1). Which cells answer for which box is learned with the boxes: those whose class score and IoU are
-jointly best (Feng et al., 2021: TOOD, section 3.3; https://arxiv.org/abs/2108.07755), not the one prior that overlaps most; a class score is
-therefore taught how well its box fits, which makes the paper's objectness needless. Boxes are fitted by complete IoU (Zheng et al., 2020;
+(Ge et al., 2021: YOLOX). Which cells answer for which box is learned with the boxes: those whose class score and IoU are jointly best
+(Feng et al., 2021: TOOD, https://arxiv.org/abs/2108.07755), not the one prior that overlaps most; a class score is therefore taught how
+well its box fits, which makes the paper's objectness needless. Boxes are fitted by complete IoU (Zheng et al., 2020,
 https://arxiv.org/abs/1911.08287), not squared error; boxes and classes are read by convolutions of their own. The backbone has
 Darknet-53's blocks, and far fewer of them.
 
@@ -32,8 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError
-from refresher_runner.nn.detect import Detector
+from refresher_runner.nn.darknet import conv
+from refresher_runner.nn.detect import SHOWN, Detector, overlap
+from refresher_runner.nn.pictures import enlarged, tinted
 from refresher_runner.registry import MODELS
+from refresher_runner.report import Images, Report
 from refresher_runner.schema import Fraction, NonNegativeFloat, Positive
 from refresher_runner.spec import DetectionBatch, DetectionSpec
 
@@ -41,24 +44,12 @@ STRIDES = (8, 16, 32)
 PRIOR = 4  # side of a cell's prior box, in strides
 
 
-class Conv(nn.Module):
-    """Convolution, batch norm, leaky relu: (B, before, H, W) -> (B, after, H / stride, W / stride)"""
-
-    def __init__(self, before: int, after: int, kernel: int = 1, stride: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), 0.1, inplace=True)
-
-
 class Block(nn.Module):
     """Darknet-53's (table 1): x + conv3x3(conv1x1(x)), half as many channels between."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.squeeze, self.expand = Conv(channels, channels // 2), Conv(channels // 2, channels, 3)
+        self.squeeze, self.expand = conv(channels, channels // 2), conv(channels // 2, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.expand(self.squeeze(x))
@@ -66,7 +57,7 @@ class Block(nn.Module):
 
 def stage(before: int, after: int, blocks: int) -> nn.Sequential:
     """Half the resolution, then blocks: (B, before, H, W) -> (B, after, H / 2, W / 2)"""
-    return nn.Sequential(Conv(before, after, 3, stride=2), *(Block(after) for _ in range(blocks)))
+    return nn.Sequential(conv(before, after, 3, stride=2), *(Block(after) for _ in range(blocks)))
 
 
 class Backbone(nn.Module):
@@ -74,7 +65,7 @@ class Backbone(nn.Module):
 
     def __init__(self, channels: int, w: int, depth: int):
         super().__init__()
-        self.stem = nn.Sequential(Conv(channels, w, 3, stride=2), stage(w, 2 * w, 1))
+        self.stem = nn.Sequential(conv(channels, w, 3, stride=2), stage(w, 2 * w, 1))
         self.stages = nn.ModuleList(stage(2**i * w, 2 ** (i + 1) * w, depth) for i in (1, 2, 3))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -85,12 +76,12 @@ class Backbone(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """From the coarsest features up: each map is doubled in size and laid beside the next finer one. The same shapes, but 4w channels all."""
+    """From the coarsest features up, each map is doubled in size and laid beside the next finer one: the same shapes, 4w channels each."""
 
     def __init__(self, w: int, depth: int):
         super().__init__()
-        self.narrow = nn.ModuleList(Conv(2**i * w, 4 * w) for i in (2, 3, 4))
-        self.merge = nn.ModuleList(nn.Sequential(Conv(8 * w, 4 * w), *(Block(4 * w) for _ in range(depth))) for _ in (0, 1))
+        self.narrow = nn.ModuleList(conv(2**i * w, 4 * w) for i in (2, 3, 4))
+        self.merge = nn.ModuleList(nn.Sequential(conv(8 * w, 4 * w), *(Block(4 * w) for _ in range(depth))) for _ in (0, 1))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         fine, middle, coarse = (narrow(x) for narrow, x in zip(self.narrow, features, strict=True))
@@ -104,8 +95,8 @@ class Head(nn.Module):
 
     def __init__(self, w: int, num_classes: int):
         super().__init__()
-        self.box = nn.Sequential(Conv(4 * w, 4 * w, 3), nn.Conv2d(4 * w, 4, 1))
-        self.classes = nn.Sequential(Conv(4 * w, 4 * w, 3), nn.Conv2d(4 * w, num_classes, 1))
+        self.box = nn.Sequential(conv(4 * w, 4 * w, 3), nn.Conv2d(4 * w, 4, 1))
+        self.classes = nn.Sequential(conv(4 * w, 4 * w, 3), nn.Conv2d(4 * w, num_classes, 1))
         for last, bias in ((self.box[-1], 0.0), (self.classes[-1], math.log(0.01 / 0.99))):  # nearly every cell shows nothing
             assert isinstance(last, nn.Conv2d) and last.bias is not None
             nn.init.normal_(last.weight, std=0.01)
@@ -156,7 +147,7 @@ class YOLO(Detector):
         self.register_buffer("strides", torch.tensor(STRIDES).repeat_interleave(counts)[:, None].float(), persistent=False)
 
     def boxes(self, raw: Tensor) -> Tensor:
-        """raw (..., N, 4 or more) -> boxes (..., N, 4), as section 2.1: b_xy = c_xy + t_xy, b_wh = p_wh exp(t_wh), here in strides."""
+        """Section 2.1, in strides: b_xy = c_xy + t_xy and b_wh = p_wh exp(t_wh): raw (..., N, 4 or more) -> boxes (..., N, 4)"""
         xy = self.centres + self.strides * raw[..., :2]
         wh = PRIOR * self.strides * raw[..., 2:4].clamp(max=6.0).exp()
         return torch.cat([xy - wh / 2, xy + wh / 2], -1)
@@ -195,7 +186,7 @@ class YOLO(Detector):
         Their targets are t scaled so that the largest of a true box is its largest IoU. boxes (B, N, 4), scores (B, N, K).
         """
         n, owners = boxes.shape[1], batch.owners
-        u = elementwise_iou(batch.boxes[:, None], boxes[owners])  # (M, N)
+        u = overlap(batch.boxes[:, None], boxes[owners])  # (M, N)
         s = scores[owners, :, batch.labels]
         middle, half = (batch.boxes[:, :2] + batch.boxes[:, 2:]) / 2, (batch.boxes[:, 2:] - batch.boxes[:, :2]) / 2
         reach = torch.maximum(half[:, None], self.strides / 2)  # a box smaller than a cell has at least the one it lies in
@@ -216,17 +207,34 @@ class YOLO(Detector):
         scale = per_box.scatter_reduce(0, mine, fit, "amax") / per_box.scatter_reduce(0, mine, aligned, "amax").clamp(min=1e-9)
         return Assignment(cell, mine, aligned * scale[mine])
 
+    def observe(self, batch: DetectionBatch) -> Report:
+        """One picture's way through the three grids: the cells that answer for its boxes, in the colours of their classes; how sure every
+        cell is that it shows something; and of what.
+        """
+        mine = batch.owners == 0
+        one = DetectionBatch(batch.images[:1], batch.boxes[mine], batch.labels[mine], batch.owners[mine])
+        boxes, scores = self.decode(self.network(one.images))
+        chosen = self.assign(boxes, scores, one)
+        answers = torch.full_like(scores[0, :, 0], -1, dtype=torch.int64)
+        answers[chosen.cells] = one.labels[chosen.boxes]
+        sure, likeliest = scores[0].max(-1)
+        photo, sides = one.images[0], [self.spec.size // stride for stride in STRIDES]
+        counts = [n * n for n in sides]
+        shown: list[tuple[Tensor, str]] = []
+        for cells, n in zip(answers.split(counts), sides, strict=True):
+            shown.append((tinted(photo, cells.view(n, n), lines=True), f"{n} x {n}: {(cells >= 0).sum()} cells answer"))
+        for p, n in zip(sure.split(counts), sides, strict=True):
+            shown.append((enlarged(p.view(1, n, n), self.spec.size).expand(3, -1, -1), f"{n} x {n}: at most {p.max():.2f} sure"))
+        for cells, p, n in zip(likeliest.split(counts), sure.split(counts), sides, strict=True):
+            seen = torch.where(p >= SHOWN, cells, -1)
+            shown.append((tinted(photo, seen.view(n, n)), f"{n} x {n}: of what, from {SHOWN} on"))
+        pictures, captions = zip(*shown, strict=True)
+        return {"cells": Images(torch.stack([picture.float() for picture in pictures]), captions), **super().observe(batch)}
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """What autocast left in 16 bits; too coarse for boxes."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Boxes (..., 4) and (..., 4), broadcast against each other -> (...)."""
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    return overlap / union.clamp(min=1e-9)
 
 
 @MODELS.register("yolo")
@@ -244,6 +252,8 @@ def build_yolo(
     coarsest = STRIDES[-1]
     if spec.size % coarsest:
         below = max(spec.size // coarsest, 1) * coarsest
-        raise ConfigError(f"should be a multiple of {coarsest}", key="data.size", value=spec.size, cure=f"try {below} or {below + coarsest}")
+        raise ConfigError(
+            f"should be a multiple of {coarsest}", key="data.size", value=spec.size, cure=f"try {below} or {below + coarsest}"
+        )
     network = Network(spec.channels, spec.num_classes, width=width, depth=depth)
     return YOLO(spec, network, iou=iou, box_gain=box_gain, class_gain=class_gain, candidates=candidates)

@@ -33,20 +33,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError
-from refresher_runner.nn.detect import Detector
-from refresher_runner.nn.pictures import colour
+from refresher_runner.nn.darknet import conv
+from refresher_runner.nn.detect import Detector, overlap
+from refresher_runner.nn.pictures import enlarged, tinted
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Images, Report
 from refresher_runner.schema import Fraction, NonNegative, NonNegativeFloat, Positive
 from refresher_runner.spec import DetectionBatch, DetectionSpec
 
 HALVINGS = range(2, 7)  # of the picture's side on the way to the grid's; the paper has 6, from 448 to 7
-
-
-def conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, leaky ReLU, eq. 2: x where x > 0, else 0.1 x."""
-    layer = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(after), nn.LeakyReLU(0.1, inplace=True))
 
 
 def stage(before: int, after: int, depth: int) -> nn.Sequential:
@@ -113,14 +108,6 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - wh / 2, centre + wh / 2], -1)
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of x1 y1 x2 y2, each with its own: (..., 4), (..., 4) -> (...)"""
-    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    intersection = sides.clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
-    return intersection / union.clamp(min=1e-9)  # nothing overlaps nothing by 0
-
-
 class YOLOv1(Detector):
     """Squared error of all that the cells say, weighted so that boxes matter and the many empty cells do not drown the others."""
 
@@ -152,9 +139,9 @@ class YOLOv1(Detector):
         first = first.scatter_reduce(0, where, torch.arange(m, device=device), "amin").view(n, s, s)
         obj, truths, labels = first < m, F.pad(truths, (0, 0, 0, 1))[first], F.pad(labels, (0, 0, 0, 1))[first]
 
-        overlap = iou(corners(self.read(raw).boxes), corners(truths[..., None, :]))  # (N, S, S, B)
-        best = overlap.argmax(-1, keepdim=True) == torch.arange(self.boxes, device=device)
-        return Target(obj, best & obj[..., None], truths, overlap, labels.to(raw.dtype))
+        iou = overlap(corners(self.read(raw).boxes), corners(truths[..., None, :]))  # (N, S, S, B)
+        best = iou.argmax(-1, keepdim=True) == torch.arange(self.boxes, device=device)
+        return Target(obj, best & obj[..., None], truths, iou, labels.to(raw.dtype))
 
     def errors(self, raw: Tensor, target: Target) -> dict[str, Tensor]:
         """The five lines of eq. 3: of each picture a sum over cells i and their boxes j; the mean over pictures."""
@@ -189,22 +176,11 @@ class YOLOv1(Detector):
         [confidence], [classes] = self.read(raw)[1:]
         [obj], _, _, _, [truth] = self.assign(raw, one)
 
-        photo, side = one.images[0].expand(3, -1, -1), self.spec.size // self.grid
-        colours = photo.new_tensor([colour(c) for c in range(self.spec.num_classes)]).T / 255
-
-        def over_picture(cells: Tensor) -> Tensor:
-            """(..., S, S) -> (..., P, P)"""
-            return cells.repeat_interleave(side, -1).repeat_interleave(side, -2)
-
-        def tinted(classes: Tensor) -> Tensor:
-            """Every cell (S, S, C) in the colour of its class: (3, P, P)"""
-            return (photo + over_picture(colours[:, classes.argmax(-1)])) / 2
-
-        edge = torch.arange(self.spec.size, device=photo.device) % side == 0
-        cells = tinted(truth).where(over_picture(obj), photo).masked_fill(edge | edge[:, None], 1.0)
-        sure = over_picture(confidence.amax(-1).to(photo.dtype)).expand(3, -1, -1)
+        photo, size = one.images[0], self.spec.size
+        centres = tinted(photo, torch.where(obj, truth.argmax(-1), -1), lines=True)
+        sure = enlarged(confidence.amax(-1), size).to(photo.dtype).expand(3, -1, -1)
         captions = (f"{self.grid} x {self.grid} cells, {obj.sum()} responsible", f"confidence, at most {sure.max():.2f}", "likeliest class")
-        return {"cells": Images(torch.stack([cells, sure, tinted(classes)]), captions), **super().observe(batch)}
+        return {"cells": Images(torch.stack([centres, sure, tinted(photo, classes.argmax(-1))]), captions), **super().observe(batch)}
 
 
 @MODELS.register("yolo_v1")

@@ -177,6 +177,14 @@ def truths(batch: DetectionBatch) -> list[Truth]:
     return [Truth(*both) for both in zip(batch.boxes.split(counts), batch.labels.split(counts), strict=True)]
 
 
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes, each with its own, broadcast against each other: (..., 4), (..., 4) -> (...)"""
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = sides.clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    return intersection / union.clamp(min=1e-9)
+
+
 def clip(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Boxes (n, 4) as far as a picture reaches, and which of them have an area there, (n,): none that is inside out or NaN has."""
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))

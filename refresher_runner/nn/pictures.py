@@ -77,6 +77,22 @@ def side_by_side(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, left.new_ones(*left.shape[:2], 4), right], -1)
 
 
+def enlarged(cells: Tensor, size: int) -> Tensor:
+    """A grid's cells (..., n, n) as squares of a picture: (..., size, size)"""
+    side = size // cells.shape[-1]
+    return cells.repeat_interleave(side, -1).repeat_interleave(side, -2)
+
+
+def tinted(pixels: Tensor, labels: Tensor, *, lines: bool = False) -> Tensor:
+    """A picture (C, S, S) in [0, 1] behind a grid of labels (n, n), each in its colour, -1 in none; `lines` between: (3, S, S)"""
+    photo, size = pixels.float().expand(3, -1, -1), pixels.shape[-1]
+    colours = photo.new_tensor([colour(label) for label in range(max(int(labels.max()), 0) + 1)]) / 255
+    flat = enlarged(colours[labels.clamp(min=0)].permute(2, 0, 1), size)
+    picture = torch.where(enlarged(labels, size) >= 0, (photo + flat) / 2, photo)
+    edge = torch.arange(size, device=photo.device) % (size // labels.shape[-1]) == 0
+    return picture.masked_fill(edge | edge[:, None], 1.0) if lines else picture
+
+
 def colour(label: int) -> tuple[int, int, int]:
     """One for each class, the same in every picture; hues a golden angle apart, so that neighbours differ however many there are."""
     red, green, blue = colorsys.hsv_to_rgb((0.6 + label * (math.sqrt(5) - 1) / 2) % 1, 0.85, 0.95)

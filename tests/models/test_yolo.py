@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, complete_box_iou_loss
 
 from refresher_runner.errors import ConfigError
-from refresher_runner.models.yolo import PRIOR, STRIDES, YOLO, build_yolo, elementwise_iou
+from refresher_runner.models.yolo import PRIOR, STRIDES, YOLO, build_yolo
+from refresher_runner.nn.detect import overlap
 from refresher_runner.registry import MODELS
 from refresher_runner.schema import check_options
 from refresher_runner.spec import DetectionBatch, DetectionSpec
@@ -242,8 +243,8 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_iou_against_torchvision():
     a, b = scene(seed=3).boxes, scene(seed=4).boxes
-    assert torch.allclose(elementwise_iou(a[:, None], b), box_iou(a, b), atol=1e-6)
-    assert elementwise_iou(torch.tensor([0.0, 0, 4, 4]), torch.tensor([2.0, 2, 6, 6])).item() == pytest.approx(4 / 28)
+    assert torch.allclose(overlap(a[:, None], b), box_iou(a, b), atol=1e-6)
+    assert overlap(torch.tensor([0.0, 0, 4, 4]), torch.tensor([2.0, 2, 6, 6])).item() == pytest.approx(4 / 28)
 
 
 def test_suppression_keeps_the_likeliest_of_each_class():
@@ -297,8 +298,7 @@ def test_learns_a_few_pictures_by_heart():
         output = task.step(batch)
     for found, real in zip(output.preds, output.targets, strict=True):
         sure = found.above(0.25)
-        overlap = box_iou(real.boxes, sure.boxes)
-        best, which = overlap.max(1)
+        best, which = box_iou(real.boxes, sure.boxes).max(1)
         assert (best > 0.6).all()
         assert torch.equal(sure.labels[which], real.labels)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from refresher_runner.errors import ConfigError
-from refresher_runner.models.yolo_v1 import HALVINGS, YOLOv1, build_yolo_v1, conv, corners, iou
-from refresher_runner.nn.detect import truths
+from refresher_runner.models.yolo_v1 import HALVINGS, YOLOv1, build_yolo_v1, corners
+from refresher_runner.nn.darknet import conv
+from refresher_runner.nn.detect import overlap, truths
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Images
 from refresher_runner.schema import check_options
@@ -228,9 +229,9 @@ def test_corners_by_hand():
 
 def test_iou_is_torchvisions():
     a, b = scattered((40,), seed=1).boxes, scattered((40,), seed=2).boxes
-    torch.testing.assert_close(iou(a, b), box_iou(a, b).diagonal())
-    assert iou(a, b).max() > 0.2
-    assert iou(torch.zeros(1, 4), torch.zeros(1, 4)) == 0
+    torch.testing.assert_close(overlap(a, b), box_iou(a, b).diagonal())
+    assert overlap(a, b).max() > 0.2
+    assert overlap(torch.zeros(1, 4), torch.zeros(1, 4)) == 0
 
 
 def test_decode_inverts_encode():
