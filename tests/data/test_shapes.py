@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from refresher_runner.data import shapes
-from refresher_runner.data.shapes import CLASSES, LEVELS, Level, Stack, area, build_shapes, cover_of, draw_all, outline, read_shapes
+from refresher_runner.data.drawing import CLASSES, LEAST_RADIUS, LEVELS, Level, Stack, area, cover_of, draw_all, outline
+from refresher_runner.data.shapes import build_shapes, read_shapes, scenes
 from refresher_runner.errors import ConfigError
 from refresher_runner.registry import DATASETS, _inspect_signature, _read_signature
 from refresher_runner.schema import check_options
@@ -135,8 +136,8 @@ def test_pictures_hold_what_the_level_says(difficulty, size):
     assert drawn.boxes.min() >= 0
     assert drawn.boxes.max() <= size
     sides = drawn.boxes[:, 2:] - drawn.boxes[:, :2]
-    assert sides.max() <= 2 * max(shapes.LEAST_RADIUS, level.radius[1] * size) + 1
-    assert sides.min() >= (1 - level.hidden) * shapes.LEAST_RADIUS
+    assert sides.max() <= 2 * max(LEAST_RADIUS, level.radius[1] * size) + 1
+    assert sides.min() >= (1 - level.hidden) * LEAST_RADIUS
 
 
 def test_boxes_are_tight_around_what_is_seen():
@@ -144,7 +145,7 @@ def test_boxes_are_tight_around_what_is_seen():
     size, checked = 128, 0
     y, x = np.mgrid[:size, :size]
     design = np.stack([np.ones(size * size), x.ravel(), y.ravel()], 1)
-    for scene in draw_all(LEVELS["easy"], (100, 0, 0), 7, size).scenes():
+    for scene in scenes(draw_all(LEVELS["easy"], (100, 0, 0), 7, size)):
         boxes = scene.boxes.astype(float)
         outside = np.ones((size, size), bool)
         for x1, y1, x2, y2 in boxes:
@@ -166,18 +167,18 @@ def test_boxes_are_tight_around_what_is_seen():
 
 def test_a_picture_is_a_function_of_seed_split_index_difficulty_and_size():
     drawn = {
-        (seed, level, size): [scene.picture for scene in draw_all(LEVELS[level], (6, 3, 3), seed, size).scenes()]
+        (seed, level, size): [scene.picture for scene in scenes(draw_all(LEVELS[level], (6, 3, 3), seed, size))]
         for seed in (0, 1, 2**33)
         for level in ("easy", "hard")
         for size in (32, 33)
     }
-    assert equal(drawn[0, "hard", 32], [s.picture for s in draw_all(LEVELS["hard"], (6, 3, 3), 0, 32).scenes()])
+    assert equal(drawn[0, "hard", 32], [s.picture for s in scenes(draw_all(LEVELS["hard"], (6, 3, 3), 0, 32))])
     pictures = [picture.tobytes() for some in drawn.values() for picture in some]
     assert len(set(pictures)) == len(pictures) == 3 * 2 * 2 * 12
 
 
 def test_more_pictures_change_none():
-    few, more = (draw_all(LEVELS["medium"], counts, 3, 32).scenes() for counts in ((3, 2, 1), (5, 4, 2)))
+    few, more = (scenes(draw_all(LEVELS["medium"], counts, 3, 32)) for counts in ((3, 2, 1), (5, 4, 2)))
     for mine, others in ((few[:3], more[:3]), (few[3:5], more[5:7]), (few[5:], more[9:10])):
         assert all(equal(a, b) for a, b in zip(mine, others, strict=True))
 
