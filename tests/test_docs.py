@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -13,13 +14,14 @@ import torch
 from PIL import Image
 
 from refresher_runner.cli import main
-from refresher_runner.compose import folders
+from refresher_runner.compose import compose, folders
 
 ROOT = Path(__file__).parents[1]
 CONF = folders()["main"]
 NOT_OURS = ("git", "make")  # commands; what is left of `make` is tested by name
-DOWNLOADED = ("mnist", "fashion_mnist", "cifar10")
+HERE = {"mnist": "digits", "fashion_mnist": "digits", "cifar10": "digits", "voc": "shapes"}  # for sets that are downloaded
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
+FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
 
 
 def blocks(document: str) -> list[list[str]]:
@@ -43,6 +45,24 @@ def typed_in_yaml() -> list[str]:
     return [line.removeprefix("# ").partition(": ")[0] for line in lines if line.startswith("# refresher")]
 
 
+def lay_out_boxes(root: Path) -> None:
+    """Twelve pictures with a cat in the middle of each, in all layouts at once."""
+    for folder in ("JPEGImages", "Annotations", "images", "labels", "train", "annotations"):
+        (root / folder).mkdir(parents=True)
+    for number in range(12):
+        for folder in ("JPEGImages", "images", "train"):
+            Image.effect_noise((40, 32), 60).save(root / folder / f"{number}.jpg")
+        box = "<xmin>11</xmin><ymin>9</ymin><xmax>30</xmax><ymax>24</ymax>"
+        xml = f"<annotation><object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+        (root / "Annotations" / f"{number}.xml").write_text(xml, encoding="utf-8")
+        (root / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n", encoding="utf-8")
+    (root / "data.yaml").write_text("train: images\nnames: [cat]\n", encoding="utf-8")
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 32} for n in range(12)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 8, 20, 16], "iscrowd": 0} for n in range(12)]
+    coco = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(coco), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the documents speak of, and a run."""
@@ -52,6 +72,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12):
             Image.effect_noise((40, 32), 60).save(desk / folder / f"{number}.jpg")
     Image.effect_noise((8, 8), 60).save(desk / "photo.png")
+    lay_out_boxes(desk / "my_boxes")
     assert main(["train", "model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]) == 0
     return desk
 
@@ -73,9 +94,14 @@ def quickly(line: str) -> list[str]:
     assert program == "refresher", f"not a command of ours: {line}"
     if words[0] != "train":
         return words
-    words = [word for word in words if word.partition("=")[::2] not in [("data", name) for name in DOWNLOADED]]
-    fitting = [] if any(word.startswith("data=") for word in words) else ["data=digits"]
-    return [*words, *fitting, *QUICK]
+    choices = [word for word in words if word.partition("=")[0] in ("model", "data", "experiment") and "," not in word]
+    data = compose(choices)[0]["data"]["name"]
+    here = HERE.get(data, data)
+    if data in HERE:
+        words = [word for word in words if word != f"data={data}"] + [f"data={here}"]
+    elif here not in ("digits", "shapes") and not any(word.startswith("data.root=") for word in words):
+        words = [*words, "data.root=my_boxes"]
+    return [*words, *(FEW if here == "shapes" else []), *QUICK]
 
 
 @pytest.mark.usefixtures("at_the_desk")
