@@ -46,9 +46,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = conv3x3(before, after, stride), nn.BatchNorm2d(after)
         self.conv2, self.norm2 = conv3x3(after, after), nn.BatchNorm2d(after)
-        same = before == after and stride == 1
-        other = {"A": ZeroPad(after, stride), "B": projection(before, after, stride)}
-        self.shortcut = nn.Identity() if same else other[shortcut]
+        if before == after and stride == 1:
+            self.shortcut = nn.Identity()
+        else:
+            self.shortcut = ZeroPad(after, stride) if shortcut == "A" else projection(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
