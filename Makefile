@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-all check format smoke bench clean
@@ -21,10 +22,10 @@ train: $(READY)  ## train a CNN on handwritten digits
 	$(BIN)/refresher train model=cnn
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(READY)  ## every test, the slow ones too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .
