@@ -180,10 +180,10 @@ class YOLO(Detector):
 
     @torch.no_grad()
     def assign(self, boxes: Tensor, scores: Tensor, batch: DetectionBatch) -> Assignment:
-        """TOOD, section 3.3: of the cells inside a true box, the `candidates` with the largest t = s u^6 answer for it (its eq. 4), s
-        being their score of its class and u the IoU of their box; of several true boxes, the one they fit best.
+        """TOOD's choice: of the cells inside a true box, the `candidates` with the largest t = s u^6 answer for it, s being their score of
+        its class and u the IoU of their box; of several true boxes, the one they fit best.
 
-        Their targets are t scaled so that the largest of a true box is its largest IoU. boxes (B, N, 4), scores (B, N, K).
+        Their targets are t, scaled so that the largest of a true box is its largest IoU. boxes (B, N, 4), scores (B, N, K).
         """
         n, owners = boxes.shape[1], batch.owners
         u = overlap(batch.boxes[:, None], boxes[owners])  # (M, N)
