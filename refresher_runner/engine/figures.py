@@ -6,16 +6,15 @@ hundred times as long and draws what is rare: curves.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refresher_runner.engine.logger import Logger
+from refresher_runner.nn.pictures import font_of
 from refresher_runner.report import Curve, Images, Loggable, Matrix, PRCurve, Report
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def _matrix(matrix: Matrix, title: str) -> Image:
     rows, columns = values.shape
     side = max(rows, columns)
     cell = max(62, 250 // side) if side <= LARGEST_WRITTEN else max(3, min(14, LARGEST_SIDE // side))
-    small, normal = _font(max(8, min(12, cell - 3))), _font(13)
+    small, normal = font_of(max(8, min(12, cell - 3))), font_of(13)
     every = math.ceil(11 / cell)  # as many names as do not touch
     row_names, column_names = (tuple(_shorten(name, 180, small) for name in names) for names in (matrix.rows, matrix.columns))
     upright = max(map(small.getlength, column_names[::every])) > cell * every - 4
@@ -125,7 +124,7 @@ def _matrix(matrix: Matrix, title: str) -> Image:
                 middle,
                 text,
                 fill=_ink(colours[row, column], faint=counts and not values[row, column]),
-                font=_font(11),
+                font=font_of(11),
                 anchor="mm",
                 align="center",
             )
@@ -190,7 +189,11 @@ def _scale(canvas: Image, pen: ImageDraw, left: int, top: int, height: int, low:
     for part in (0.0, 0.5, 1.0):
         value = low + part * (high - low)
         pen.text(
-            (left + 18, top + (1 - part) * height), f"{value:.0%}" if counts else f"{value:.3g}", fill="black", font=_font(11), anchor="lm"
+            (left + 18, top + (1 - part) * height),
+            f"{value:.0%}" if counts else f"{value:.3g}",
+            fill="black",
+            font=font_of(11),
+            anchor="lm",
         )
 
 
@@ -247,7 +250,7 @@ def _grid(images: Images) -> Image:
     n, _, height, width = pixels.shape
     scale = max(1, math.ceil(SMALLEST_SIDE / min(height, width)))
     cell_width = max(width * scale, 128 if images.captions else 0)
-    font = _font(12)
+    font = font_of(12)
     captions = [_wrap(caption, cell_width, font) for caption in images.captions[:MOST_IMAGES]]
     line, gap = 15, 8
     cell_height = height * scale + line * max((len(c) for c in captions), default=0) + (4 if captions else 0)
@@ -271,17 +274,6 @@ def _picture(pixels: Tensor) -> Any:
     from PIL import Image
 
     return Image.fromarray((pixels * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-
-
-@lru_cache
-def _font(size: int) -> FreeTypeFont:
-    """The font that comes with matplotlib, found without importing it: it knows the letters of most languages."""
-    from PIL import ImageFont
-
-    spec = importlib.util.find_spec("matplotlib")
-    assert spec is not None
-    assert spec.origin is not None
-    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _wrap(caption: str, width: int, font: FreeTypeFont, most: int = 3) -> list[str]:

@@ -50,7 +50,7 @@ def draw_boxes(pixels: Tensor, boxes: Tensor, labels: Tensor, captions: Sequence
     picture = Image.fromarray(frame.contiguous().cpu().numpy())
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     pen, side = ImageDraw.Draw(picture), min(picture.size)
-    line, font = max(2, side // 240), _font(max(11, side // 40))
+    line, font = max(2, side // 240), font_of(max(11, side // 40))
     rows = list(zip((boxes.detach() * scale).tolist(), map(colour, labels.tolist()), captions or [""] * len(boxes), strict=True))[::-1]
     for (x1, y1, x2, y2), hue, _ in rows:
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=hue, width=line)
@@ -100,7 +100,7 @@ def colour(label: int) -> tuple[int, int, int]:
 
 
 @lru_cache
-def _font(size: int) -> FreeTypeFont:
+def font_of(size: int) -> FreeTypeFont:
     """The font that comes with matplotlib, found without importing it: it knows the letters of most languages."""
     from PIL import ImageFont
 
