@@ -155,9 +155,9 @@ class DetectionSpec(Spec):
     def num_classes(self) -> int:
         return len(self.classes)
 
-    def read(self, path: str | Path) -> tuple[Tensor, Letterbox]:
-        """A picture file as one image (C, S, S) of a batch, letter-boxed, and how. Raises DataError naming the file."""
-        pixels, how = letterbox(open_picture(path, self.channels), self.size)
+    def fit(self, picture: Image) -> tuple[Tensor, Letterbox]:
+        """A picture as one image (C, S, S) of a batch, letter-boxed, and how."""
+        pixels, how = letterbox(picture, self.size)
         return pixels.float() / 255, how
 
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -39,10 +39,14 @@ TURNS = [
 ]
 # every draw and every state there is; saves, evaluations and turns of epochs come often
 TRAIN = ["train", *DRAWS, "model.channels=[4,8]", "model.hidden=16", *KEEPS, *TURNS]
+SCENES = ["data.root=drawn", "data.size=64", "data.train_count=96", "data.val_count=16", "data.test_count=16", "data.batch_size=8"]
+CHANCE = ["data.mosaic=0.5", "data.scale=0.2", "data.translate=0.1", "data.colour=0.2"]
+DETECT = ["train", "model=yolo", *SCENES, *CHANCE, "model.width=8", "model.depth=1", *KEEPS, *TURNS]
 IMPORTED: list[str] = [
     *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
     *("refresher_runner.engine.summary", "refresher_runner.engine.tensorboard", "refresher_runner.models.cnn"),
     *("refresher_runner.data.images", "sklearn.datasets", "torchmetrics.classification", "matplotlib.backends.backend_agg"),
+    *("refresher_runner.models.yolo", "refresher_runner.metrics.detection", "torchvision.transforms.v2"),
     *("matplotlib.figure", "torch.utils.flop_counter", "PIL.JpegImagePlugin", "antlr4", "filelock"),
 ]
 
@@ -166,8 +170,8 @@ EVENTS = {  # what is looked for below the run directory, and how often it is se
 }
 
 
-def killed_and_resumed(folder: Path, kills: int, draw: random.Random, sitting: float) -> tuple[int, list[str]]:
-    """Train in `folder`, killed at most so often and resumed to the end; the kills that came in time, and what went wrong.
+def killed_and_resumed(typed: Sequence[str], folder: Path, kills: int, draw: random.Random, sitting: float) -> tuple[int, list[str]]:
+    """`refresher <typed>` in `folder`, killed at most so often and resumed to the end; the kills that came in time, and what went wrong.
 
     Instants are drawn evenly over what a sitting takes, in seconds, or are those at which something is seen.
     """
@@ -178,7 +182,7 @@ def killed_and_resumed(folder: Path, kills: int, draw: random.Random, sitting: f
             shutil.rmtree(run.path)
             run = None
         left = 1 - newest_step(run) / (2 * STEPS) if run else 1.0
-        command = Command(*(["resume", str(run.path.relative_to(folder))] if run else TRAIN), folder=folder)
+        command = Command(*(["resume", str(run.path.relative_to(folder))] if run else typed), folder=folder)
         latest = draw.uniform(0, sitting * left)
         name = draw.choice(list(EVENTS))
         if happened < kills and (

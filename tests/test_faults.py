@@ -22,6 +22,7 @@ import torch
 from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from tests.processes import (
+    DETECT,
     SAVE_EVERY,
     STEPS,
     TRAIN,
@@ -147,10 +148,20 @@ def test_forty_kills_at_any_instant_change_no_bit(alone: Alone, tmp_path: Path, 
     draw, kills = random.Random(seed), 0
     while kills < 8:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        happened, problems = killed_and_resumed(folder, 8 - kills, draw, alone.seconds)
+        happened, problems = killed_and_resumed(TRAIN, folder, 8 - kills, draw, alone.seconds)
         assert problems == []
         assert_same(folder, alone)
         kills += happened
+
+
+@pytest.mark.slow
+def test_kills_change_no_bit_of_a_detector(tmp_path: Path) -> None:
+    alone = Alone(tmp_path, *DETECT)
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    happened, problems = killed_and_resumed(DETECT, folder, 8, random.Random(0), alone.seconds)
+    assert happened > 0
+    assert problems == []
+    assert_same(folder, alone)
 
 
 def test_a_folder_in_which_nothing_was_begun_is_no_run(tmp_path: Path) -> None:

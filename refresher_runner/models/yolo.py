@@ -157,24 +157,22 @@ class YOLO(Detector):
         return self.boxes(raw), raw[..., 4:].sigmoid()
 
     def loss(self, raw: Tensor, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Of a picture: (box_gain sum_p t_p CIoU_p + class_gain sum of binary cross-entropies) / sum_p t_p; the mean over pictures.
+        """Of a picture: (box_gain sum_p t_p CIoU_p + class_gain sum of binary cross-entropies) / candidates; the mean over pictures.
 
         p runs over the cells that answer for a true box, and t_p, how well it is aligned with it, is what its class score should be.
+        Divided by `candidates`, not by sum_p t_p: a box weighs as much among many as one alone in its picture.
         """
         from torchvision.ops import complete_box_iou_loss
 
         raw = at_least_fp32(raw)
         boxes, logits = self.boxes(raw), raw[..., 4:]
-        count, cells, num_classes = logits.shape
+        count, _, num_classes = logits.shape
         chosen = self.assign(boxes.detach(), logits.detach().sigmoid(), batch)
         targets = torch.zeros_like(logits).view(-1, num_classes)
         targets[chosen.cells, batch.labels[chosen.boxes]] = chosen.scores
-        owners = chosen.cells // cells
-        total = torch.zeros_like(raw[:, 0, 0]).index_add(0, owners, chosen.scores).clamp(min=1)  # (B,)
         ciou = complete_box_iou_loss(boxes.view(-1, 4)[chosen.cells], batch.boxes[chosen.boxes])
-        box = (ciou * chosen.scores / total[owners]).sum() / count
-        bce = F.binary_cross_entropy_with_logits(logits, targets.view_as(logits), reduction="none")
-        classes = (bce.sum((1, 2)) / total).mean()
+        box = (ciou * chosen.scores).sum() / (count * self.candidates)
+        classes = F.binary_cross_entropy_with_logits(logits, targets.view_as(logits), reduction="sum") / (count * self.candidates)
         loss = self.box_gain * box + self.class_gain * classes
         return loss, {"box_loss": box.detach(), "class_loss": classes.detach()}
 

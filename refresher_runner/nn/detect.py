@@ -138,9 +138,10 @@ class Detector(Task):
         """
         device = next(self.parameters()).device
         for path in picture_files(inputs):
-            image, how = self.spec.read(path)
+            picture = open_picture(path, self.spec.channels)
+            image, how = self.spec.fit(picture)
             [found] = self.detect(image[None].to(device))
-            photo = to_tensor(open_picture(path, 3)) / 255
+            photo = to_tensor(picture) / 255
             boxes, inside = clip(how.to_photo(found.boxes), *photo.shape[1:])
             found = Detections(*(field[inside] for field in (boxes, found.scores, found.labels))).above(SHOWN)
             report: Report = {"boxes": Images(draw_boxes(photo, found.boxes, found.labels, self._captions(found))[None])}
