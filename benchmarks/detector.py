@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from refresher_runner.nn.detect import Detections
 
 SIZE, BATCH = 320, 16
-ROOT = Path(os.environ.get("REFRESHER_DATA", "data")) / "BCCD"
-CHOICE = ["experiment=photographs_yolo", f"data.root={ROOT}", f"data.size={SIZE}", f"data.batch_size={BATCH}", "trainer.threads=null"]
+CHOICE = ["experiment=bccd_yolo", f"data.size={SIZE}", f"data.batch_size={BATCH}"]
 
 
 def data_set() -> DetectionSet:
