@@ -109,6 +109,8 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
     computer = _computer(settings)
     world = computer.world
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    if data.learnt:
+        data.prepare()
     task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
     signals.poll()
     data.prepare()

@@ -1,7 +1,7 @@
 """What a data set promises (specs) and yields (batches), and how batches are asked for (loaders, data modules).
 
-A spec is known before anything is downloaded: a model is built from it, and a checkpoint carries it. Free of torch until a
-picture is read.
+A spec is known before anything is downloaded, but for what is learnt from the data, a vocabulary say: a model is built from it, and a
+checkpoint carries it. Free of torch until a picture is read.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from refresher_runner.errors import DataError
+from refresher_runner.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +31,7 @@ class Spec:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Spec:
         kinds = {kind.__name__: kind for kind in _subclasses(Spec)}
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "kind"}
-        return kinds[values["kind"]](**fields)
+        return kinds[values["kind"]](**{name: _field(value) for name, value in values.items() if name != "kind"})
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,40 @@ class DetectionBatch(NamedTuple):
     owners: Tensor
 
 
+@dataclass(frozen=True)
+class TextSpec(Spec):
+    """Windows of `block_size` successive tokens of a text."""
+
+    vocabulary: Vocabulary
+    block_size: int
+
+
+class TextBatch(NamedTuple):
+    """tokens (B, T) int64, T = block_size; targets (B, T) int64: the token after each."""
+
+    tokens: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class PairSpec(Spec):
+    """Sentences and what each becomes, at most `block_size` tokens on either side, PAD, BEGIN and END included.
+
+    Both vocabularies begin with vocabulary.SPECIAL; they may be one and the same.
+    """
+
+    source: Vocabulary
+    target: Vocabulary
+    block_size: int
+
+
+class PairBatch(NamedTuple):
+    """source (B, S) int64: a sentence, END, then PAD; target (B, T) int64: BEGIN, a sentence, END, then PAD. S, T <= block_size."""
+
+    source: Tensor
+    target: Tensor
+
+
 class ImageBatch(NamedTuple):
     """images (B, C, H, W) float, normalised by the spec; labels (B,) int64."""
 
@@ -209,6 +243,7 @@ class DataModule(ABC, Generic[S]):
 
     spec: S
     batch_size: int
+    learnt: ClassVar[bool] = False  # whether the spec is learnt from the data, and known only after `prepare`
 
     @abstractmethod
     def prepare(self) -> None:
@@ -228,3 +263,10 @@ class DataModule(ABC, Generic[S]):
 
 def _subclasses(kind: type) -> list[type]:
     return [s for direct in kind.__subclasses__() for s in (direct, *_subclasses(direct))]
+
+
+def _field(value: Any) -> Any:
+    """A field of a spec as it was before it was put into plain containers."""
+    if isinstance(value, Mapping):
+        return Vocabulary(**{name: _field(part) for name, part in value.items()})
+    return tuple(value) if isinstance(value, list) else value
