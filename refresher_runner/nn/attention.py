@@ -21,15 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refresher_runner.nn.dropout import dropout as drop
+
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(D)), eq. 1: (..., T, S); rows sum to one."""
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    """softmax(q k^T / sqrt(D) + hidden), eq. 1, where hidden is as good as -inf wherever the mask says no: (..., T, S)"""
+    product, scale = q @ k.mT, 1 / math.sqrt(q.shape[-1])
     allowed = _allowed(q, k, mask, causal)
     if allowed is None:
-        return scores.softmax(-1)
-    hidden = torch.zeros(allowed.shape, dtype=scores.dtype, device=q.device).masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = (scores + hidden).softmax(-1)
+        return (product * scale).softmax(-1)
+    hidden = torch.zeros(allowed.shape, dtype=product.dtype, device=q.device).masked_fill(~allowed, torch.finfo(product.dtype).min)
+    weights = torch.add(hidden, product, alpha=scale).softmax(-1)  # in one pass over T x S: these are the largest tensors of a model
     return weights if mask is None else weights * allowed.any(-1, keepdim=True)
 
 
@@ -37,7 +39,7 @@ def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, eq. 1, as it is written; dropout is of the weights: (..., T, D)"""
-    return F.dropout(attention_weights(q, k, mask, causal=causal), dropout) @ v
+    return drop(attention_weights(q, k, mask, causal=causal), dropout) @ v
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0) -> Tensor:
