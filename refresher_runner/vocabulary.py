@@ -56,7 +56,9 @@ class Vocabulary:
     def _tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(self.merges)
+        tokenizer = Tokenizer.from_str(self.merges)
+        tokenizer.encode_special_tokens = True  # a text that says "[END]" says five characters, and does not end there
+        return tokenizer
 
 
 def characters(text: str, special: tuple[str, ...] = ()) -> Vocabulary:
