@@ -87,6 +87,20 @@ class EncoderLayer(nn.Module):
         return self.residuals[1](x, self.feed_forward)
 
 
+class Encoder(nn.Module):
+    """Layers on top of one another; with the norm before each, one more at the end: (B, S, D) -> (B, S, D)"""
+
+    def __init__(self, depth: int, dim: int, heads: int, hidden: int, dropout: float, norm: str):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, heads, hidden, dropout, norm) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, mask, maps)
+        return self.norm(x)
+
+
 class Memory(NamedTuple):
     """What was read: states (B, S, D), and where there is a token, mask (B, 1, 1, S)."""
 
@@ -128,6 +142,20 @@ class DecoderLayer(nn.Module):
         return self.residuals[2](x, self.feed_forward)
 
 
+class Decoder(nn.Module):
+    """As the encoder, with a memory: (B, T, D) -> (B, T, D). With caches, one a layer, x is what follows the tokens they have seen."""
+
+    def __init__(self, depth: int, dim: int, heads: int, hidden: int, dropout: float, norm: str):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads, hidden, dropout, norm) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, memory: Memory, caches: Sequence[LayerCache] | None = None, maps: list[Tensor] | None = None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x, memory, caches and caches[i], maps)
+        return self.norm(x)
+
+
 class Network(nn.Module):
     """Source (B, S) and target (B, T), which begins with BEGIN -> hidden (B, T, D), of which `logits` makes the next tokens.
 
@@ -139,14 +167,12 @@ class Network(nn.Module):
 
     def __init__(self, spec: PairSpec, *, dim: int, heads: int, depth: int, hidden: int, dropout: float, norm: str):
         super().__init__()
-        layer = dim, heads, hidden, dropout, norm
+        stack = depth, dim, heads, hidden, dropout, norm
         self.target = nn.Embedding(len(spec.target), dim)
         self.source = self.target if spec.source == spec.target else nn.Embedding(len(spec.source), dim)
         self.register_buffer("position", positions(spec.block_size, dim), persistent=False)
         self.dropout = Dropout(dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(depth))
-        self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(depth))
-        self.ends = nn.ModuleList(nn.LayerNorm(dim) if norm == "pre" else nn.Identity() for _ in range(2))
+        self.encoder, self.decoder = Encoder(*stack), Decoder(*stack)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -157,19 +183,15 @@ class Network(nn.Module):
         return self.decode(target, self.encode(source))
 
     def encode(self, source: Tensor, maps: list[Tensor] | None = None) -> Memory:
-        x, mask = self._embed(self.source, source), (source != PAD)[:, None, None]
-        for layer in self.encoder:
-            x = layer(x, mask, maps)
-        return Memory(self.ends[0](x), mask)
+        mask = (source != PAD)[:, None, None]
+        return Memory(self.encoder(self._embed(self.source, source), mask, maps), mask)
 
     def decode(
         self, target: Tensor, memory: Memory, caches: Sequence[LayerCache] | None = None, maps: list[Tensor] | None = None
     ) -> Tensor:
-        """With caches, `target` is what follows the tokens that they have seen. PAD needs no mask: nothing before looks at it."""
+        """PAD in the target needs no mask: nothing before looks at it. Into `maps` go the weights of every attention on the way."""
         x = self._embed(self.target, target, first=len(caches[0].past) if caches else 0)
-        for i, layer in enumerate(self.decoder):
-            x = layer(x, memory, caches and caches[i], maps)
-        return self.ends[1](x)
+        return self.decoder(x, memory, caches, maps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
@@ -182,7 +204,7 @@ class Network(nn.Module):
         return logits.log_softmax(-1)
 
     def caches(self) -> list[LayerCache]:
-        return [LayerCache(Cache(), Cache()) for _ in self.decoder]
+        return [LayerCache(Cache(), Cache()) for _ in self.decoder.layers]
 
     def _embed(self, embedding: nn.Embedding, tokens: Tensor, first: int = 0) -> Tensor:
         x = embedding(tokens) * embedding.embedding_dim**0.5
@@ -204,13 +226,15 @@ class Transformer(Task):
         self.beam, self.length_penalty = beam, length_penalty
 
     def step(self, batch: PairBatch) -> Output:
-        """Cross-entropy with (1 - eps) of the target on the true token and eps on all evenly (section 5.4)."""
+        """Cross-entropy with 1 - eps of the target on the true token and eps on all evenly (section 5.4): the sum over tokens that are
+        not PAD, over B and the block's size. `cross_entropy` is - log p of a true token, the mean over these tokens.
+        """
         shown, true = batch.target[:, :-1], batch.target[:, 1:]
         real = true != PAD
         memory = self.network.encode(batch.source)
         logits = self.network.logits(self.network.decode(shown, memory)[real]).float()  # (N, V): of N tokens that are not PAD
         log_p, labels = logits.log_softmax(-1), true[real]
-        nll, even = -log_p.gather(-1, labels[:, None])[:, 0], -log_p.mean(-1)
+        nll, even = -log_p.gather(-1, labels[:, None])[:, 0], -log_p.sum(-1) / log_p.shape[-1]  # a mean is slow to go back through
         loss = ((1 - self.label_smoothing) * nll + self.label_smoothing * even).sum() / (len(true) * self.spec.block_size)
         if self.training:
             return Output(loss, {"cross_entropy": nll.detach().mean()})

@@ -93,7 +93,7 @@ def torchs(task: Transformer, depth: int, norm: str) -> tuple[nn.TransformerEnco
             }
         )
 
-    for layers, own in ((encoder.layers, task.network.encoder), (decoder.layers, task.network.decoder)):
+    for layers, own in ((encoder.layers, task.network.encoder.layers), (decoder.layers, task.network.decoder.layers)):
         for layer, mine in zip(layers, own, strict=True):
             copy(layer.self_attn, mine.attention)
             if hasattr(layer, "multihead_attn"):
@@ -102,7 +102,7 @@ def torchs(task: Transformer, depth: int, norm: str) -> tuple[nn.TransformerEnco
             layer.linear2.load_state_dict(mine.feed_forward[2].state_dict())
             for number, residual in enumerate(mine.residuals, 1):
                 getattr(layer, f"norm{number}").load_state_dict(residual.norm.state_dict())
-    for end, mine in zip(ends, task.network.ends, strict=True):
+    for end, mine in zip(ends, (task.network.encoder.norm, task.network.decoder.norm), strict=True):
         if end is not None:
             end.load_state_dict(mine.state_dict())
     return encoder, decoder
@@ -479,7 +479,7 @@ def test_maps_are_of_one_pair_and_named_by_its_tokens():
 def test_the_maps_are_those_that_are_used():
     """The last layer's cross-attention, computed anew from its own weights."""
     task, batch = build(norm="pre", depth=1).eval(), pairs(1)
-    layer, source, target = task.network.decoder[0], batch.source, batch.target[:, :-1]
+    layer, source, target = task.network.decoder.layers[0], batch.source, batch.target[:, :-1]
     x = 4 * F.embedding(target, task.network.target.weight) + positions(target.shape[1], 16)
     y = layer.residuals[0].norm(x)
     x = layer.residuals[1].norm(x + layer.attention(y, causal=True))
