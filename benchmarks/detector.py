@@ -1,9 +1,9 @@
 """A detector on photographs: ours, and ultralytics' YOLO11n from random weights, on the same BCCD pictures at 320 pixels.
 
 python -m benchmarks.detector SIDE MEASURE ..., where `REFRESHER_DATA` holds BCCD and both sides use all cores:
-    pipeline | ultralytics train              images per second of the trainer itself, loading and augmentation included, evaluations left out
-    pipeline infer RUN | ultralytics infer    milliseconds for one picture in memory: resizing, network, suppression; the median of the test
-                                              split. RUN is a trained run; ultralytics' untrained network finds nothing, which is quickest
+    pipeline | ultralytics train              images per second of the trainer itself, loading and augmentation included, no evaluation
+    pipeline infer RUN | ultralytics infer    milliseconds for one picture in memory: resizing, network, suppression; the median of the
+                                              test split. RUN was trained; ultralytics' network was not, finds nothing, and is quickest
     pipeline quality MINUTES                  test mAP50 after so much training, and of ultralytics after so many epochs,
     ultralytics quality EPOCHS                both judged by our metrics on the same test split
 """
