@@ -1,11 +1,11 @@
 """A detector on photographs: ours, and ultralytics' YOLO11n from random weights, on the same BCCD pictures at 320 pixels.
 
-python -m benchmarks.detector SIDE train|step|infer|quality [MINUTES]
-    train     images per second of the trainer itself, loading and augmentation included, evaluations left out; batches of 16
-    infer     milliseconds for one picture in memory: resizing, network, suppression; the median over the test split
-    quality   test mAP50 after MINUTES of training, both judged by our metrics on the same test split
-
-`REFRESHER_DATA` holds BCCD. Both sides train with both cores' threads in the run's own process, and choose precision for themselves.
+python -m benchmarks.detector SIDE MEASURE ..., where `REFRESHER_DATA` holds BCCD and both sides use all cores:
+    pipeline | ultralytics train              images per second of the trainer itself, loading and augmentation included, no evaluation
+    pipeline infer RUN | ultralytics infer    milliseconds for one picture in memory: resizing, network, suppression; the median of the
+                                              test split. RUN was trained; ultralytics' network was not, finds nothing, and is quickest
+    pipeline quality MINUTES                  test mAP50 after so much training, and of ultralytics after so many epochs,
+    ultralytics quality EPOCHS                both judged by our metrics on the same test split
 """
 
 from __future__ import annotations
@@ -73,10 +73,13 @@ def pipeline_train() -> float:
     return statistics.median([line["speed/samples_per_second"] for line in lines if "train/loss" in line][2:])
 
 
-def pipeline_infer() -> float:
+def pipeline_infer(run: str) -> float:
     import torch
 
     from refresher_runner.compose import compose
+    from refresher_runner.engine import checkpoint
+    from refresher_runner.engine.device import choose_device, choose_precision
+    from refresher_runner.engine.evaluate import autocast
     from refresher_runner.registry import MODELS
     from refresher_runner.settings import check
     from refresher_runner.spec import open_picture
@@ -84,9 +87,11 @@ def pipeline_infer() -> float:
     data = data_set()
     settings = check(compose(CHOICE)[0])
     task: Any = MODELS.builder("yolo")(data.spec, **settings.model.options)
+    task.load_state_dict(checkpoint.load(Path(run) / "checkpoints" / "best.pt")["task"])
     task = task.to(memory_format=torch.channels_last).eval()
+    device = choose_device("cpu")
     times = []
-    with torch.no_grad():
+    with torch.no_grad(), autocast(device, choose_precision("auto", device)):
         for scene in data.splits["test"].items:
             picture = open_picture(scene.picture, 3)  # type: ignore[union-attr, arg-type]
             started = time.perf_counter()
@@ -96,7 +101,7 @@ def pipeline_infer() -> float:
     return 1000 * statistics.median(times[5:])
 
 
-def pipeline_quality(minutes: float) -> float:
+def pipeline_quality(minutes: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = trained(folder, f"trainer.duration={minutes} minutes")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -134,7 +139,7 @@ def ultralytics_model(folder: str, data: DetectionSet) -> tuple[Any, str]:
 def ultralytics_trained(model: Any, file: str, folder: str, **options: Any) -> None:
     import torch
 
-    torch.set_num_threads(2)
+    model.add_callback("on_train_start", lambda _: torch.set_num_threads(os.cpu_count() or 1))  # it would leave a core idle
     common = {
         "imgsz": SIZE,
         "batch": BATCH,
@@ -177,14 +182,14 @@ def ultralytics_infer() -> float:
     return 1000 * statistics.median(times[5:])
 
 
-def ultralytics_quality(minutes: float) -> float:
+def ultralytics_quality(epochs: str) -> float:
     from refresher_runner.nn.detect import MOST, Detections
     from refresher_runner.spec import letterbox, open_picture
 
     data = data_set()
     with tempfile.TemporaryDirectory() as folder:
         model, file = ultralytics_model(folder, data)
-        ultralytics_trained(model, file, folder, time=minutes / 60, epochs=1000)
+        ultralytics_trained(model, file, folder, epochs=int(epochs))
         found = []
         for scene in data.splits["test"].items:
             how = letterbox(open_picture(scene.picture, 3), SIZE)[1]  # type: ignore[union-attr, arg-type]
@@ -196,4 +201,4 @@ def ultralytics_quality(minutes: float) -> float:
 
 if __name__ == "__main__":
     side, what, *rest = sys.argv[1:]
-    print(globals()[f"{side}_{what}"](*map(float, rest)))
+    print(globals()[f"{side}_{what}"](*rest))

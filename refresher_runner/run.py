@@ -67,8 +67,11 @@ def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoin
     """What a run's model says of each input, one after another. The data set is not needed."""
     import torch
 
-    task = _restored(run, settings, checkpoint, _computer(settings))
-    with torch.no_grad():
+    from refresher_runner.engine.evaluate import autocast
+
+    computer = _computer(settings)
+    task = _restored(run, settings, checkpoint, computer)
+    with torch.no_grad(), autocast(computer.device, computer.precision):  # as the run itself judged it
         yield from task.eval().predict(list(inputs))
 
 

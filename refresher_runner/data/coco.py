@@ -43,7 +43,7 @@ def build_coco_folder(
     translate: Fraction,
     colour: Fraction,
     cache: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[DetectionSpec]:
     """COCO, or your own pictures with boxes in its layout: annotations/instances_*.json and folders of pictures."""

@@ -179,7 +179,7 @@ class DetectionSet(DataModule[DetectionSpec]):
     eval_batch_size: int
     augment: Augment
     cache: bool
-    workers: int
+    workers: int | None
     timeout: int
     splits: dict[str, Squares] = field(default_factory=dict, init=False)
     digests: dict[str, str] = field(default_factory=dict, init=False)

@@ -42,7 +42,7 @@ def build_image_folder(
     split_seed: NonNegative,
     pad: NonNegative,
     flip: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[ImageSpec]:
     """Your own pictures, in a folder for each class."""
@@ -100,7 +100,7 @@ class PictureFolder(DataModule[ImageSpec]):
     split_seed: int
     pad: int
     flip: bool
-    workers: int
+    workers: int | None
     timeout: int
     splits: dict[str, Files] = field(default_factory=dict, init=False)
 

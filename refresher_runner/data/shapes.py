@@ -47,7 +47,7 @@ def build_shapes(
     translate: Fraction,
     colour: Fraction,
     cache: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[DetectionSpec]:
     """Circles, squares, triangles, stars, crosses and rings, drawn on first use: nothing to download."""

@@ -49,7 +49,7 @@ def build_voc(
     translate: Fraction,
     colour: Fraction,
     cache: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[DetectionSpec]:
     """PASCAL VOC: photographs with boxes around 20 kinds of things; 9,963 of 2007, 11,540 of 2012 (Everingham et al. 2010)."""
@@ -84,7 +84,7 @@ def build_voc_folder(
     translate: Fraction,
     colour: Fraction,
     cache: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[DetectionSpec]:
     """Your own pictures with boxes, in the layout of PASCAL VOC."""

@@ -45,7 +45,7 @@ def build_yolo_folder(
     translate: Fraction,
     colour: Fraction,
     cache: bool,
-    workers: NonNegative,
+    workers: NonNegative | None,
     timeout: NonNegative,
 ) -> DataModule[DetectionSpec]:
     """Your own pictures with boxes, in the layout of Ultralytics' YOLO: a data.yaml, images and labels."""

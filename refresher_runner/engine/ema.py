@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, evaluated and kept in their place."""
+"""An exponential moving average of the weights, and of what batch norm has seen of them, evaluated and kept in their place."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from refresher_runner.task import Task
 class EMA:
     """shadow <- decay * shadow + (1 - decay) * weights; the decay grows as (1 + t) / (10 + t) until it reaches `decay`.
 
-    Parameters alone are averaged. Buffers, batch norm's running statistics among them, stay those of the raw weights, as in torch's
-    AveragedModel unless told otherwise.
+    Batch norm's running statistics are averaged too: those of the raw weights are of features that the averaged weights do not give.
     """
 
     def __init__(self, task: Task, decay: float):
         self.decay = decay
-        self.params = {name: p for name, p in task.named_parameters() if p.requires_grad}
-        self.shadow = {name: p.detach().clone() for name, p in self.params.items()}
+        learnt = {name: p for name, p in task.named_parameters() if p.requires_grad}  # tied weights have one name here
+        kept = task.state_dict()
+        seen = {name: buffer for name, buffer in task.named_buffers() if name in kept and buffer.is_floating_point()}
+        self.values: dict[str, Tensor] = {**learnt, **seen}
+        self.together = [list(names) for names in (learnt, seen) if names]  # fsdp shards the first, and torch mixes no shards with others
+        self.shadow = {name: value.detach().clone() for name, value in self.values.items()}
 
     def update(self, step: int) -> None:
         """After optimizer step `step` = 0, 1, ..."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(list(self.shadow.values()), [p.detach() for p in self.params.values()], 0)
+        for names in self.together:
+            get_ema_multi_avg_fn(decay)([self.shadow[name] for name in names], [self.values[name].detach() for name in names], 0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -41,10 +45,10 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, param in self.params.items():
-            weights = param.detach().clone()
-            param.copy_(self.shadow[name])
-            self.shadow[name].copy_(weights)
+        for name, value in self.values.items():
+            raw = value.detach().clone()
+            value.copy_(self.shadow[name])
+            self.shadow[name].copy_(raw)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.shadow)

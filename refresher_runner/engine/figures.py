@@ -254,9 +254,9 @@ def _grid(images: Images) -> Image:
     captions = [_wrap(caption, cell_width, font) for caption in images.captions[:MOST_IMAGES]]
     line, gap = 15, 8
     cell_height = height * scale + line * max((len(c) for c in captions), default=0) + (4 if captions else 0)
-    columns = min(n, 8) if n <= 8 else min(8, math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / max(columns, 1))
-    size = (gap + max(columns, 1) * (cell_width + gap), gap + max(rows, 1) * (cell_height + gap))
+    columns = min(8, max(1, math.ceil(math.sqrt(n * cell_height / cell_width))))  # TensorBoard fits the whole to a square
+    rows = max(1, math.ceil(n / columns))
+    size = (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap))
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
     for k in range(n):

@@ -84,9 +84,15 @@ def test_small_pictures_are_enlarged_and_stay_what_they_are() -> None:
     grid = pixels(draw(Images(images), "digits"))
     step = 12 * 8 + 8  # ceil(96 / 8) pixels for each, and a gap
     for k in range(3):
-        seen = grid[8 : 8 + 96, 8 + k * step : 8 + k * step + 96]
+        top, left = 8 + k // 2 * step, 8 + k % 2 * step  # as square as may be
+        seen = grid[top : top + 96, left : left + 96]
         expected = (images[k] * 255).round().repeat_interleave(12, 1).repeat_interleave(12, 2).permute(1, 2, 0).expand(-1, -1, 3)
         assert np.array_equal(seen, expected.numpy())
+
+
+def test_wide_pictures_are_laid_in_a_square_too() -> None:
+    height, width, _ = pixels(draw(Images(torch.rand(8, 3, 100, 200)), "pairs")).shape
+    assert 0.5 < width / height < 2
 
 
 def test_colours_keep_their_order_and_values_are_cut_to_their_range() -> None:

@@ -143,6 +143,27 @@ def test_the_average_is_the_closed_form(tmp_path: Path) -> None:
     assert torch.allclose(shadow, expected, atol=1e-6)
 
 
+def test_what_batch_norm_has_seen_is_averaged_with_the_weights(tmp_path: Path) -> None:
+    made = trainer(tmp_path, ema_decay=0.5, duration="6 steps", make=lambda: Toy(dropout=0.0, batch_norm=True))
+    assert made.ema is not None
+    norm, update, expected = made.task.net[1], made.ema.update, torch.zeros(())  # type: ignore[index]
+
+    def followed(step: int) -> None:
+        nonlocal expected
+        update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * norm.running_mean
+
+    made.ema.update = followed  # type: ignore[method-assign]
+    made.fit()
+    assert torch.allclose(made.ema.shadow["net.1.running_mean"], expected, atol=1e-6)
+    raw = norm.running_mean.clone()
+    with made.ema.applied():
+        assert not torch.equal(norm.running_mean, raw)
+        assert torch.allclose(norm.running_mean, expected, atol=1e-6)
+    assert torch.equal(norm.running_mean, raw)
+
+
 def test_two_batches_of_eight_are_one_of_sixteen(tmp_path: Path) -> None:
     two = fitted(tmp_path / "a", accumulate=2, train=ToyLoader(batch_size=8), make=lambda: Toy(dropout=0.0))
     one = fitted(tmp_path / "b", train=ToyLoader(batch_size=16), make=lambda: Toy(dropout=0.0))
