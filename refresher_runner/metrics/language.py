@@ -6,6 +6,7 @@ Every metric takes logits (..., V) and targets (...,) of tokens in [0, V), or `I
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,26 +25,28 @@ IGNORE = -100  # as torch's cross_entropy has it
 SHOWN = 19  # tokens in the confusion matrix: with "others" as many as can be written in
 
 
-def language_metrics(vocabulary: Vocabulary, ignore: int = IGNORE) -> dict[str, Metric]:
-    """Token accuracy, perplexity, bits per token and per character, and what the most frequent tokens are taken for.
+def language_metrics(
+    vocabulary: Vocabulary, ignore: int = IGNORE, prepare: Callable[[Any], Tensor] = lambda logits: logits
+) -> dict[str, Metric]:
+    """Token accuracy, perplexity, bits per token and, where these are subwords, per character; and what the most frequent are taken for.
 
-    `ignore` is a target that is not counted, PAD for instance.
+    `ignore` is a target that is not counted, PAD for instance; `prepare` makes logits of what a task gives as `preds`.
     """
 
-    def matrix(found: tuple[Tensor, Tensor]) -> Matrix:
+    def matrix(found: Any) -> Matrix:
         top, counts = found
         names = token_names(vocabulary, top.tolist())
         return Matrix(counts.cpu(), names, (*names, "others"))
 
-    metrics: dict[str, Metric] = {
+    numbers: dict[str, TorchMetric] = {
         "accuracy": TokenAccuracy(ignore),
         "perplexity": Perplexity(ignore),
         "bits_per_token": BitsPerToken(ignore),
-        "confusion_matrix": Through(TokenConfusion(len(vocabulary), ignore), show=matrix),
     }
     if vocabulary.merges:
-        metrics["bits_per_character"] = BitsPerCharacter(vocabulary, ignore)
-    return metrics
+        numbers["bits_per_character"] = BitsPerCharacter(vocabulary, ignore)
+    metrics: dict[str, Metric] = {name: Through(metric, prepare=prepare) for name, metric in numbers.items()}
+    return metrics | {"confusion_matrix": Through(TokenConfusion(len(vocabulary), ignore), prepare=prepare, show=matrix)}
 
 
 class TokenAccuracy(TorchMetric):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x of any shape, p in [0, 1]."""
+    """Of x of any shape; p in [0, 1]."""
     if p in (0.0, 1.0) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     dropped = round(p * 2**16)  # of the 2^16 equally likely draws
