@@ -19,7 +19,11 @@ from refresher_runner.compose import compose, folders
 ROOT = Path(__file__).parents[1]
 CONF = folders()["main"]
 NOT_OURS = ("git", "make")  # commands; what is left of `make` is tested by name
-HERE = {"mnist": "digits", "fashion_mnist": "digits", "cifar10": "digits", "voc": "shapes"}  # for sets that are downloaded
+HERE = {  # for sets that are downloaded
+    **{name: "digits" for name in ("mnist", "fashion_mnist", "cifar10")},
+    **{"voc": "shapes", "tiny_shakespeare": "python_docs", "translation": "dates"},
+}
+EMBEDDED = {"digits", "shapes", "python_docs", "dates"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
 
@@ -73,6 +77,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.effect_noise((40, 32), 60).save(desk / folder / f"{number}.jpg")
     Image.effect_noise((8, 8), 60).save(desk / "photo.png")
     lay_out_boxes(desk / "my_boxes")
+    (desk / "my_text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 9, encoding="utf-8")
     assert main(["train", "model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]) == 0
     return desk
 
@@ -99,9 +104,9 @@ def quickly(line: str) -> list[str]:
     here = HERE.get(data, data)
     if data in HERE:
         words = [word for word in words if word != f"data={data}"] + [f"data={here}"]
-    elif here not in ("digits", "shapes") and not any(word.startswith("data.root=") for word in words):
+    elif here not in EMBEDDED and not any(word.startswith("data.root=") for word in words):
         words = [*words, "data.root=my_boxes"]
-    return [*words, *(FEW if here == "shapes" else []), *QUICK]
+    return [*words, *(FEW if here in ("shapes", "dates") else []), *QUICK]
 
 
 @pytest.mark.usefixtures("at_the_desk")
