@@ -129,14 +129,14 @@ def truncate(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
     The latter is nucleus sampling (Holtzman et al., 2020. https://arxiv.org/abs/1904.09751). The likeliest is always kept.
     """
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
-    p = ordered.softmax(-1)
+    kept = torch.ones_like(ordered, dtype=torch.bool)
     if top_k is not None:
-        p[:, top_k:] = 0
-        p = p / p.sum(-1, keepdim=True)
-    before = p.cumsum(-1) - p  # of all that are likelier
-    out = (p == 0) | (before >= top_p)
-    out[:, 0] = False
-    return logits.masked_fill(torch.zeros_like(out).scatter(-1, index, out), -torch.inf)
+        kept[:, top_k:] = False
+    if top_p < 1:
+        p = ordered.masked_fill(~kept, -torch.inf).softmax(-1)
+        kept &= p.cumsum(-1) - p < top_p  # what all that are likelier have together
+        kept[:, 0] = True
+    return logits.masked_fill(~torch.zeros_like(kept).scatter(-1, index, kept), -torch.inf)
 
 
 class GPT(Task):

@@ -23,7 +23,9 @@ from refresher_runner.nn.dropout import dropout
 WAYS = pytest.mark.parametrize("way", [explicit_attention, fused_attention], ids=["explicit", "fused"])
 
 
-def qkv(b: int = 2, heads: int = 3, t: int = 5, s: int = 5, d: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(
+    b: int = 2, heads: int = 3, t: int = 5, s: int = 5, d: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(b, heads, t, d, dtype=dtype), torch.randn(b, heads, s, d, dtype=dtype), torch.randn(b, heads, s, d, dtype=dtype)
 
 
