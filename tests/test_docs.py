@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 CONF = folders()["main"]
 NOT_OURS = ("git", "make")  # commands; what is left of `make` is tested by name
 HERE = {  # for sets that are downloaded
-    **{name: "digits" for name in ("mnist", "fashion_mnist", "cifar10")},
-    **{"voc": "shapes", "tiny_shakespeare": "python_docs", "translation": "dates"},
+    **dict.fromkeys(("mnist", "fashion_mnist", "cifar10"), "digits"),
+    "voc": "shapes", "tiny_shakespeare": "python_docs", "translation": "dates",
 }
 EMBEDDED = {"digits", "shapes", "python_docs", "dates"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]

@@ -62,12 +62,17 @@ def state(run: RunDir, name: str = "last") -> dict[str, Any]:
     return checkpoint.load(run.checkpoints / f"{name}.pt")
 
 
+FEW = [f"data.{split}_count=64" for split in ("train", "val", "test")]
+
+
 def on_digits(model: str) -> list[str]:
     """A model's own data set if it comes with the package, a small one; else digits."""
     data = compose([f"model={model}"])[0]["data"]
     small = {
         "digits": [],
-        "shapes": ["data.root=shapes", *(f"data.{split}_count=64" for split in ("train", "val", "test")), "data.size=64"],
+        "shapes": ["data.root=shapes", *FEW, "data.size=64"],
+        "dates": [*FEW, "data.batch_size=32"],
+        "python_docs": ["data.tokens=characters", "data.block_size=32", "data.val_fraction=0.0002", "data.test_fraction=0.0002"],
     }
     return [f"model={model}", *small.get(data["name"], ["data=digits"])]
 

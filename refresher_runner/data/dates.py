@@ -7,6 +7,7 @@ digits is 1969 to 2068, as POSIX has it.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import string
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ def draw_dates(train_count: int, val_count: int, test_count: int, split_seed: in
     parts = {"train": (days[cut[1] :], train_count), "val": (days[cut[0] : cut[1]], val_count), "test": (days[: cut[0]], test_count)}
     vocabulary = characters(string.ascii_letters + string.digits + " ,.-/'", SPECIAL)
     splits = {split: list(_drawn(split, days.tolist(), count, split_seed)) for split, (days, count) in parts.items()}
-    return Corpus(vocabulary, vocabulary, splits, 0, {})
+    digest = hashlib.sha256(repr(splits).encode()).hexdigest()
+    return Corpus(vocabulary, vocabulary, splits, 0, {"dates": digest})
 
 
 def _drawn(split: str, days: list[int], count: int, split_seed: int) -> Iterator[Pair]:

@@ -33,7 +33,7 @@ from refresher_runner.data.detection import (
 from refresher_runner.data.loaders import seeded
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.nn.detect import truths
-from refresher_runner.spec import GREY, DetectionSpec, Placement
+from refresher_runner.spec import GREY, DetectionSpec, Placement, open_picture
 
 SIZE = 48
 PLAIN = Augment(mosaic=0.0, flip=False, flip_vertical=False, scale=0.0, translate=0.0, colour=0.0)
@@ -136,7 +136,7 @@ def test_evaluation_shows_files_as_the_spec_reads_them(tmp_path):
     assert [len(batch[0]) for batch in batches] == [3, 2]
     images, found = torch.cat([batch.images for batch in batches]), [truth for batch in batches for truth in truths(batch)]
     for image, truth, (path, boxes, labels) in zip(images, found, scenes, strict=True):
-        expected, how = data.spec.read(path)
+        expected, how = data.spec.fit(open_picture(path, 3))
         assert torch.equal(image, expected)
         torch.testing.assert_close(truth.boxes, how.to_square(torch.tensor(boxes)))
         assert truth.labels.tolist() == labels.tolist()
