@@ -21,7 +21,9 @@ CONF = folders()["main"]
 NOT_OURS = ("git", "make")  # commands; what is left of `make` is tested by name
 HERE = {  # for sets that are downloaded
     **dict.fromkeys(("mnist", "fashion_mnist", "cifar10"), "digits"),
-    "voc": "shapes", "tiny_shakespeare": "python_docs", "translation": "dates",
+    "voc": "shapes",
+    "tiny_shakespeare": "python_docs",
+    "translation": "dates",
 }
 EMBEDDED = {"digits", "shapes", "python_docs", "dates"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
