@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 from refresher_runner.engine import signals
 from refresher_runner.engine.launch import as_rank, launch
 from refresher_runner.engine.rundir import RunDir, write_atomically
-from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
+from refresher_runner.errors import ConfigError, Interrupted, RefresherError, TrainingError
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
+from refresher_runner.restore import Saved, begin, check_fit, named, newest_of, saved_by
 from refresher_runner.settings import Settings, check, flatten, refuse_changes
-from refresher_runner.spec import DataModule, Loader, Placement, Spec
+from refresher_runner.spec import DataModule, Loader, Placement
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,11 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
     from refresher_runner.engine.evaluate import evaluate
 
     computer = _computer(settings)
+    saved = saved_by(run, checkpoint)
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    data.adopt(saved.spec)
     data.prepare()
-    task = _restored(run, settings, checkpoint, computer)
+    task = _restored(saved, run, settings, computer)
     loader = _loaders(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
@@ -70,7 +73,7 @@ def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoin
     from refresher_runner.engine.evaluate import autocast
 
     computer = _computer(settings)
-    task = _restored(run, settings, checkpoint, computer)
+    task = _restored(saved_by(run, checkpoint), run, settings, computer)
     with torch.no_grad(), autocast(computer.device, computer.precision):  # as the run itself judged it
         yield from task.eval().predict(list(inputs))
 
@@ -112,9 +115,14 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
     computer = _computer(settings)
     world = computer.world
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    own = newest_of(run) if run is not None and (data.learnt or settings.run.init_from) else None
+    origin = named(settings.run.init_from) if settings.run.init_from and own is None else None
     if data.learnt:
+        if earlier := own or origin:
+            data.adopt(earlier.spec)
         data.prepare()
     task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
+    begun = begin(task, origin) if origin else ""
     signals.poll()
     data.prepare()
     signals.poll()
@@ -126,6 +134,8 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
         with run.locked() if world.is_main else nullcontext(), _outcome(run, world):
             state, sink = _open(run, settings, stored, command, task=task, data=data, computer=computer)
             try:
+                if begun:
+                    sink.say(begun)
                 trainer = _trainer(run, settings, stored, task=task, data=data, loaders=loaders, computer=computer, state=state, sink=sink)
                 trainer.fit()
                 tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
@@ -183,7 +193,7 @@ def _open(
     warnings: list[str] = []
     state = checkpoint.load_newest(run, run_id, warnings.append)
     if state is not None:
-        _check_fit(task, state["task"], run)
+        check_fit(task, state["task"], run)
     sink = Loggers([])
     if world.is_main:
         checkpoint.clean(run, damaged=bool(warnings))
@@ -316,19 +326,11 @@ def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Except
     return TrainingError(f"{type(error).__name__}: {first}", cure=f"the traceback is in {run.log}")
 
 
-def _restored(run: RunDir, settings: Settings, name: str, computer: Computer) -> Task:
+def _restored(saved: Saved, run: RunDir, settings: Settings, computer: Computer) -> Task:
     """The task of a run with the weights of one of its checkpoints."""
-    from refresher_runner.engine import checkpoint
-
-    path = run.checkpoints / f"{name}.pt" if name in ("best", "last", "previous") else Path(name)
-    state = checkpoint.load(path)
-    try:
-        spec = Spec.from_dict(state["spec"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"describes no known kind of data ({error})", key=str(path)) from None
-    task = MODELS.builder(settings.model.name)(spec, **settings.model.options)
-    _check_fit(task, state["task"], run)
-    task.load_state_dict({**state["task"], **(state.get("ema") or {})})  # what the run itself judged
+    task = MODELS.builder(settings.model.name)(saved.spec, **settings.model.options)
+    check_fit(task, saved.state["task"], run)
+    task.load_state_dict(saved.weights)
     return _place(task, settings, computer)
 
 
@@ -340,16 +342,6 @@ def _place(task: Task, settings: Settings, computer: Computer) -> Task:
     if settings.trainer.channels_last and settings.trainer.strategy != "fsdp":  # which shards contiguous parameters only
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
-
-
-def _check_fit(task: Task, weights: dict[str, Any], run: RunDir) -> None:
-    """Names and shapes of saved weights against the task's. Raises CheckpointError naming the first that differs."""
-    own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
-    saved = {name: tuple(getattr(value, "shape", ("not a tensor",))) for name, value in weights.items()}
-    for name in [*own, *saved]:
-        if own.get(name) != saved.get(name):
-            problem = f"{name} is {saved.get(name, 'absent')} in the checkpoint and {own.get(name, 'absent')} in the model"
-            raise CheckpointError(problem, key=str(run), cure="the model's code or options changed since the run")
 
 
 def _launch(run: RunDir | None, settings: Settings, command: Sequence[str]) -> RunDir:

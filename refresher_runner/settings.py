@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,15 @@ from refresher_runner.schema import Option, check_options, check_value
 GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
 
 # What a resumed run may not change: whatever would make its weights, or the order of its data, another run's.
-FIXED = {"seed", "optimizer.name", "trainer.accumulate", "trainer.ema_decay", "trainer.limit_batches", "trainer.overfit_batches"}
+FIXED = {
+    "seed",
+    "init_from",
+    "optimizer.name",
+    "trainer.accumulate",
+    "trainer.ema_decay",
+    "trainer.limit_batches",
+    "trainer.overfit_batches",
+}
 FREE_OF_DATA = {"data.root", "data.workers", "data.timeout", "data.eval_batch_size"}
 
 
@@ -111,7 +120,8 @@ def _check_companions(model: Component, data: Component, optimizer: Component, t
     wants, gives = MODELS.signature(model.name).spec, DATASETS.signature(data.name).yields
     if wants is not None and gives is not None and not issubclass(gives, wants):
         fitting = [name for name in DATASETS.names() if issubclass(DATASETS.signature(name).yields or object, wants)]
-        problem = f"model={model.name} learns from {wants.__name__}, and this data set gives {gives.__name__}"
+        kinds = " or ".join(kind.__name__ for kind in typing.get_args(wants) or [wants])
+        problem = f"model={model.name} learns from {kinds}, and this data set gives {gives.__name__}"
         raise ConfigError(problem, key="data", value=data.name, cure=f"data sets that fit: {', '.join(fitting)}")
     if optimizer.name == "muon" and trainer.strategy == "fsdp":
         raise ConfigError("needs whole matrices, and fsdp keeps shards", key="optimizer", value="muon", cure="use trainer.strategy=ddp")

@@ -188,6 +188,23 @@ class TextBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class LabelledTextSpec(Spec):
+    """Texts of at most `block_size` tokens, with one label each."""
+
+    vocabulary: Vocabulary
+    block_size: int
+    classes: tuple[str, ...]
+
+
+class LabelledTextBatch(NamedTuple):
+    """tokens (B, T) int64, of each row the first of lengths (B,) int64, 1 <= length <= T <= block_size, then PAD; labels (B,) int64."""
+
+    tokens: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class PairSpec(Spec):
     """Sentences and what each becomes, at most `block_size` tokens on either side, PAD, BEGIN and END included.
 
@@ -244,6 +261,9 @@ class DataModule(ABC, Generic[S]):
     spec: S
     batch_size: int
     learnt: ClassVar[bool] = False  # whether the spec is learnt from the data, and known only after `prepare`
+
+    def adopt(self, spec: Spec) -> None:
+        """Before `prepare` of a set whose spec is learnt: the spec of a run that is gone on from, whose vocabulary is kept."""
 
     @abstractmethod
     def prepare(self) -> None:

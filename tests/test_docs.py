@@ -25,7 +25,7 @@ HERE = {  # for sets that are downloaded
     "tiny_shakespeare": "python_docs",
     "translation": "dates",
 }
-EMBEDDED = {"digits", "shapes", "python_docs", "dates"}
+EMBEDDED = {"digits", "shapes", "python_docs", "docstrings", "dates"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
 
@@ -80,6 +80,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((8, 8), 60).save(desk / "photo.png")
     lay_out_boxes(desk / "my_boxes")
     (desk / "my_text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 9, encoding="utf-8")
+    for name in ("good", "bad"):
+        (desk / "my_texts" / name).mkdir(parents=True)
+        for number in range(20):
+            (desk / "my_texts" / name / f"{number}.txt").write_text(f"This is number {number}, and it is {name}.", encoding="utf-8")
     assert main(["train", "model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]) == 0
     return desk
 

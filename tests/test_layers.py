@@ -17,7 +17,7 @@ LAYERS = [
     {"schema", "registry", "report", "spec", "vocabulary"},
     {"nn", "metrics", "task"},
     {"models", "data", "engine"},
-    {"settings", "run", "runs"},
+    {"settings", "restore", "run", "runs"},
     {"cli", "compose", "blame", "catalogue", "console", "predictions", "sweep", "__main__"},
 ]
 STRANGERS = LAYERS[3]  # these do not know one another

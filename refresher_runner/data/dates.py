@@ -65,7 +65,7 @@ def build_dates(
     if val_count + test_count >= DAYS:
         problem = f"with data.val_count={val_count} leaves no day of {DAYS} to train on"
         raise ConfigError(problem, key="data.test_count", value=test_count, cure=f"less than {DAYS} together")
-    return PairSet(lambda: draw_dates(train_count, val_count, test_count, split_seed), BLOCK_SIZE, batch_size, eval_batch_size)
+    return PairSet(lambda _: draw_dates(train_count, val_count, test_count, split_seed), BLOCK_SIZE, batch_size, eval_batch_size)
 
 
 def draw_dates(train_count: int, val_count: int, test_count: int, split_seed: int) -> Corpus:

@@ -1,28 +1,19 @@
-"""Sentences and what each becomes: what a set of pairs reads, and its batches, from memory, of sentences about as long as one another.
-
-Free of torch and numpy until `prepare`.
-"""
+"""Sentences and what each becomes: what a set of pairs reads, and its batches. Free of torch and numpy until `prepare`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
+from refresher_runner.data.sentences import SentenceLoader, Side, side
 from refresher_runner.data.subwords import encode_sentences
 from refresher_runner.errors import ConfigError
-from refresher_runner.spec import DataModule, PairBatch, PairSpec, Placement
-from refresher_runner.vocabulary import BEGIN, END, PAD, Vocabulary
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
+from refresher_runner.spec import DataModule, PairBatch, PairSpec, Placement, Spec
+from refresher_runner.vocabulary import BEGIN, END, Vocabulary
 
 Pair = tuple[str, str]  # source, target
-
-POOL = 100  # batches whose sentences are sorted by length together: enough to leave little padding, few enough to stay a shuffle
 
 
 class Corpus(NamedTuple):
@@ -35,32 +26,29 @@ class Corpus(NamedTuple):
     checksums: dict[str, str]
 
 
-class Side(NamedTuple):
-    """The sentences of one language: numbers (N, L), of the smallest type that holds them, each its first lengths[n], then PAD."""
-
-    numbers: NDArray
-    lengths: NDArray
-
-
 @dataclass
 class PairSet(DataModule[PairSpec]):
     """A set that is read whole, once. Sentences of more than `block_size` tokens are left out, and counted in one line of the log."""
 
     learnt: ClassVar[bool] = True
 
-    read: Callable[[], Corpus]
+    read: Callable[[Vocabulary | None], Corpus]  # with the vocabulary of another run, or one of its own
     block_size: int
     batch_size: int
     eval_batch_size: int
     spec: PairSpec = field(init=False)
     splits: dict[str, tuple[Side, Side]] = field(default_factory=dict, init=False)
     digests: dict[str, str] = field(default_factory=dict, init=False)
+    known: Vocabulary | None = field(default=None, init=False)
+
+    def adopt(self, spec: Spec) -> None:
+        self.known = spec.source if isinstance(spec, PairSpec) and spec.source == spec.target else None
 
     def prepare(self) -> None:
         """Raises DataError naming a file, and ConfigError where every sentence of a split is too long."""
         if self.splits:
             return
-        corpus = self.read()
+        corpus = self.read(self.known)
         splits, long, count = {}, 0, 0
         for split, pairs in corpus.splits.items():
             found, left_out = self._encoded(corpus, split, pairs)
@@ -75,18 +63,18 @@ class PairSet(DataModule[PairSpec]):
     def checksums(self) -> dict[str, str]:
         return self.digests
 
-    def train_loader(self, placement: Placement) -> PairLoader:
+    def train_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
         return self._loader("train", self.batch_size, placement)
 
-    def val_loader(self, placement: Placement) -> PairLoader:
+    def val_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
         return self._loader("val", self.eval_batch_size, placement)
 
-    def test_loader(self, placement: Placement) -> PairLoader:
+    def test_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
         return self._loader("test", self.eval_batch_size, placement)
 
-    def _loader(self, split: str, batch_size: int, placement: Placement) -> PairLoader:
+    def _loader(self, split: str, batch_size: int, placement: Placement) -> SentenceLoader[PairBatch]:
         assert self.splits, "prepare() comes first"
-        return PairLoader(*self.splits[split], batch_size, placement, train=split == "train")
+        return SentenceLoader(PairBatch, self.splits[split], batch_size, placement, train=split == "train")
 
     def _encoded(self, corpus: Corpus, split: str, pairs: Sequence[Pair]) -> tuple[tuple[Side, Side], int]:
         """Both sides of the pairs that are short enough, and how many are not."""
@@ -104,64 +92,3 @@ class PairSet(DataModule[PairSpec]):
 def encode(vocabulary: Vocabulary, sentences: Sequence[str]) -> list[list[int]]:
     """The numbers of each sentence, without BEGIN and END."""
     return encode_sentences(vocabulary, sentences) if vocabulary.merges else [vocabulary.encode(sentence) for sentence in sentences]
-
-
-def side(sentences: Sequence[Sequence[int]], vocab_size: int) -> Side:
-    """Sentences of numbers below `vocab_size`, padded to the longest."""
-    import numpy as np
-
-    kind = next(kind for kind in (np.uint8, np.int16, np.int32) if vocab_size <= np.iinfo(kind).max + 1)
-    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-    numbers = np.full((len(sentences), lengths.max()), PAD, kind)
-    numbers[np.arange(lengths.max()) < lengths[:, None]] = np.fromiter(chain.from_iterable(sentences), kind, lengths.sum())
-    return Side(numbers, lengths)
-
-
-class PairLoader:
-    """Batches of pairs held in memory, on the device if it is CUDA, each padded to its longest sentence of either side.
-
-    Training: of the epoch's shuffle every POOL batches are sorted, by their longer side and then by the source, and cut anew; the batches
-    come in random order. Evaluation: all are sorted, in an order of batches that never changes. Each rank takes every world_size-th
-    sentence of a batch, padded like all of it.
-    """
-
-    def __init__(self, source: Side, target: Side, batch_size: int, placement: Placement, *, train: bool):
-        import torch
-
-        from refresher_runner.data.loaders import Order
-
-        self.placement, self.train = placement, train
-        Order(len(source.lengths), batch_size, placement, train=train)  # refuses what cannot be had
-        self.order = Order(len(source.lengths), batch_size, replace(placement, rank=0, world_size=1), train=train)
-        home = placement.device if placement.device.startswith("cuda") else "cpu"
-        self.sides = [torch.from_numpy(side.numbers).to(home) for side in (source, target)]
-        self.lengths = torch.from_numpy(source.lengths), torch.from_numpy(target.lengths)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[PairBatch]:
-        rank, world, device = self.placement.rank, self.placement.world_size, self.placement.device
-        for batch in self.buckets(epoch)[start:]:
-            share = batch[rank::world].to(self.sides[0].device)
-            widths = (int(lengths[batch].max()) for lengths in self.lengths)
-            yield PairBatch(
-                *(side[:, :width].index_select(0, share).long().to(device) for side, width in zip(self.sides, widths, strict=True))
-            )
-
-    def buckets(self, epoch: int) -> list[Tensor]:
-        """The numbers of the pairs of every batch of all ranks, each (B,) int64."""
-        import torch
-
-        from refresher_runner.data.loaders import mix
-
-        batches = self.order.batches(epoch)
-        size = POOL if self.train else len(batches)
-        buckets: list[Tensor] = []
-        for first in range(0, len(batches), size):
-            pool = torch.cat(tuple(batches[first : first + size]))
-            source, target = (lengths[pool] for lengths in self.lengths)
-            by_length = (torch.maximum(source, target) * (int(source.max()) + 1) + source).argsort(stable=True)
-            buckets += pool[by_length].split(self.order.batch_size)
-        seed = mix("buckets", self.placement.seed, epoch) if self.train else 0
-        return [buckets[i] for i in torch.randperm(len(buckets), generator=torch.Generator().manual_seed(seed)).tolist()]

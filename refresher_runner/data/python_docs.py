@@ -11,7 +11,7 @@ import hashlib
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,18 @@ def build_python_docs(
 
 
 def read_python_docs() -> Text:
-    """One text, a function of the Python installed. Raises DataError where its library is not whole.
+    """One text, a function of the Python installed. Raises DataError where its library is not whole."""
+    return joined(entries())
+
+
+def joined(found: Iterable[Entry]) -> Text:
+    """Entries as one text."""
+    content = "".join(map(written, found))
+    return Text(content, {f"documentation of Python {platform.python_version()}": sha256(content.encode())})
+
+
+def entries() -> list[Entry]:
+    """All that is documented.
 
     Topics and modules come in an order drawn once and for all from their names, so that every split holds some of each. A long paragraph
     that was there before is left out: none is both learnt from and tested on.
@@ -54,10 +65,15 @@ def read_python_docs() -> Text:
     documents = [*topics(library), *modules(library)]
     documents.sort(key=lambda document: hashlib.blake2b(document[0].encode()).digest())
     seen: set[str] = set()
-    entries = ((heading, unseen(body, seen)) for _, entries in documents for heading, body in entries)
-    text = "".join(f"{heading}\n\n{body}\n\n\n" for heading, body in entries if body)
-    content = text.encode("utf-8", "ignore")  # without the lone surrogates that a string's escapes can write, and no file can hold
-    return Text(content.decode(), {f"documentation of Python {platform.python_version()}": sha256(content)})
+    found = ((heading, unseen(body, seen)) for _, entries in documents for heading, body in entries)
+    # without the lone surrogates that a string's escapes can write, and no file can hold
+    return [(heading, body.encode("utf-8", "ignore").decode()) for heading, body in found if body]
+
+
+def written(entry: Entry) -> str:
+    """An entry as it stands in the text."""
+    heading, body = entry
+    return f"{heading}\n\n{body}\n\n\n"
 
 
 def topics(library: Path) -> Iterator[tuple[str, list[Entry]]]:

@@ -67,7 +67,7 @@ def encode_text(vocabulary: Vocabulary, text: str) -> NDArray:
     """The numbers (N,) int32 of a long text, as `vocabulary.encode` has them, in a fraction of its memory and on all cores."""
     import numpy as np
 
-    return _joined(_encode_all(vocabulary, pieces(text)), np.int32)
+    return _joined(encode_all(vocabulary, pieces(text)), np.int32)
 
 
 def encode_sentences(vocabulary: Vocabulary, sentences: Sequence[str]) -> list[list[int]]:
@@ -76,7 +76,7 @@ def encode_sentences(vocabulary: Vocabulary, sentences: Sequence[str]) -> list[l
     No token crosses from one word into the next one's space, so each word is encoded once, however often it occurs.
     """
     words = sorted({word for sentence in sentences for word in sentence.split(" ")})
-    known = dict(zip(words, _encode_all(vocabulary, [f" {word}" for word in words]), strict=True))
+    known = dict(zip(words, encode_all(vocabulary, [f" {word}" for word in words]), strict=True))
     return [
         # Spaces in a row are tokens of their own, and none is set before an empty sentence.
         vocabulary.encode(sentence)
@@ -86,12 +86,13 @@ def encode_sentences(vocabulary: Vocabulary, sentences: Sequence[str]) -> list[l
     ]
 
 
-def _encode_all(vocabulary: Vocabulary, texts: list[str]) -> list[list[int]]:
+def encode_all(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """`vocabulary.encode` of each text, on all cores."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(vocabulary.merges)
     tokenizer.encode_special_tokens = True  # what looks like one is text
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _joined(parts: list[list[int]], kind: type) -> NDArray:

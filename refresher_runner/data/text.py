@@ -15,7 +15,7 @@ from refresher_runner.data.subwords import encode_text, learn_subwords, pieces
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, Positive, Share
-from refresher_runner.spec import DataModule, Placement, TextBatch, TextSpec
+from refresher_runner.spec import DataModule, Placement, Spec, TextBatch, TextSpec
 from refresher_runner.vocabulary import Vocabulary, characters
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class TextSet(DataModule[TextSpec]):
     spec: TextSpec = field(init=False)
     splits: dict[str, NDArray] = field(default_factory=dict, init=False)  # numbers (N,), of the smallest type that holds them
     digests: dict[str, str] = field(default_factory=dict, init=False)
+    known: Vocabulary | None = field(default=None, init=False)
+
+    def adopt(self, spec: Spec) -> None:
+        self.known = getattr(spec, "vocabulary", None)
 
     def prepare(self) -> None:
         """Raises DataError naming a file, and ConfigError where a split is shorter than a window."""
@@ -79,8 +83,8 @@ class TextSet(DataModule[TextSpec]):
             return
         content, digests = self.read()
         parts = self.cut(content)
-        subwords = self.tokens == "subwords"
-        vocabulary = learn_subwords(pieces(parts["train"]), self.vocab_size) if subwords else characters(content)
+        vocabulary = self.known or self._learnt(content, parts["train"])
+        check_known(vocabulary, content, next(iter(digests)))
         splits = {split: numbers(vocabulary, part) for split, part in parts.items()}
         for split, found in splits.items():
             self._check(split, len(found))
@@ -106,6 +110,9 @@ class TextSet(DataModule[TextSpec]):
         assert self.splits, "prepare() comes first"
         found, train = torch.from_numpy(self.splits[split]), split == "train"
         return WindowLoader(found, self.block_size, Order(windows(len(found), self.block_size, train), batch_size, placement, train=train))
+
+    def _learnt(self, content: str, train: str) -> Vocabulary:
+        return learn_subwords(pieces(train), self.vocab_size) if self.tokens == "subwords" else characters(content)
 
     def _check(self, split: str, count: int) -> None:
         if windows(count, self.block_size, train=split == "train") < 1:
@@ -154,6 +161,13 @@ class WindowLoader:
             begin = torch.cat(tuple(block)).to(self.spans.device) * self.block_size + shift
             both = (self.spans.index_select(0, begin + ahead).long().to(self.device) for ahead in (0, 1))
             yield from map(TextBatch, *(part.split([len(batch) for batch in block]) for part in both))
+
+
+def check_known(vocabulary: Vocabulary, text: str, source: str) -> None:
+    """Raises DataError, naming what was read, for a character that a vocabulary of characters lacks."""
+    if not vocabulary.merges and (strange := set(text).difference(vocabulary.tokens)):
+        problem = f"holds {min(strange)!r}, a character that the run it begins from does not know"
+        raise DataError(problem, key=source, cure="a run of subwords, or no init_from")
 
 
 def numbers(vocabulary: Vocabulary, text: str) -> NDArray:

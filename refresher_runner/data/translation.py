@@ -21,7 +21,7 @@ from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import NonNegative, Positive, Share
 from refresher_runner.spec import DataModule, PairSpec
-from refresher_runner.vocabulary import SPECIAL
+from refresher_runner.vocabulary import SPECIAL, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ def build_translation(
         raise ConfigError(problem, key="data.test_fraction", value=test_fraction, cure="shares that add up to less than 1")
     fractions = {"test": test_fraction, "val": val_fraction}
     return PairSet(
-        lambda: read_translation(Path(root), layout, files, reverse, vocab_size, fractions, split_seed),
+        lambda known: read_translation(Path(root), layout, files, reverse, vocab_size, fractions, split_seed, known),
         block_size,
         batch_size,
         eval_batch_size,
@@ -69,9 +69,19 @@ def build_translation(
 
 
 def read_translation(
-    root: Path, layout: Layout, files: Sequence[str], reverse: bool, vocab_size: int, fractions: dict[str, float], split_seed: int
+    root: Path,
+    layout: Layout,
+    files: Sequence[str],
+    reverse: bool,
+    vocab_size: int,
+    fractions: dict[str, float],
+    split_seed: int,
+    known: Vocabulary | None = None,
 ) -> Corpus:
-    """The pairs of every split, turned round if `reverse`; subwords are learnt from the training pairs. Raises DataError naming a file."""
+    """The pairs of every split, turned round if `reverse`; subwords are learnt from the training pairs, if none are `known`.
+
+    Raises DataError naming a file.
+    """
     import numpy as np
 
     if layout == "tatoeba":
@@ -90,7 +100,7 @@ def read_translation(
     if few := next((split for split, pairs in splits.items() if not pairs), ""):
         problem = f"{len(sound)} pairs are too few for a {few} split"
         raise DataError(problem, key=str(root), cure="more pairs, or other data.val_fraction and data.test_fraction")
-    vocabulary = learn_subwords((sentence for pair in splits["train"] for sentence in pair), vocab_size, SPECIAL, sentences=True)
+    vocabulary = known or learn_subwords((sentence for pair in splits["train"] for sentence in pair), vocab_size, SPECIAL, sentences=True)
     return Corpus(vocabulary, vocabulary, splits, len(pairs) - len(sound), digests)
 
 

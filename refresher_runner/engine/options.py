@@ -52,6 +52,7 @@ class RunOptions:
     """The top of the configuration, beside the groups."""
 
     seed: NonNegative
+    init_from: str | None
     outputs: str
     tags: list[str]
     modules: list[str]

@@ -5,11 +5,10 @@ Shapes: B samples, K classes, T thresholds. Every metric takes logits (B, K) and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric as TorchMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -20,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from refresher_runner.metrics.views import Through
 from refresher_runner.report import Matrix, PRCurve
 from refresher_runner.task import Metric
 
@@ -56,22 +56,6 @@ def classification_metrics(classes: Sequence[str]) -> dict[str, Metric]:
     if k > 5:
         metrics["top5"] = MulticlassAccuracy(average="micro", top_k=5, **unchecked)
     return metrics
-
-
-class Through(nn.Module):
-    """A metric of `prepare(preds)`, whose value is reported as `show(value)`."""
-
-    def __init__(
-        self, metric: TorchMetric, *, prepare: Callable[[Tensor], Tensor] = lambda preds: preds, show: Callable[[Tensor], Any] = lambda v: v
-    ):
-        super().__init__()
-        self.metric, self.prepare, self.show = metric, prepare, show
-
-    def update(self, preds: Tensor, targets: Tensor) -> None:
-        self.metric.update(self.prepare(preds), targets)
-
-    def compute(self) -> Any:
-        return self.show(self.metric.compute())
 
 
 class ThresholdCounts(TorchMetric):

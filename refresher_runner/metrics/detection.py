@@ -6,16 +6,16 @@ Shapes: n detections and m true boxes in a picture, K classes, T thresholds of t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric as TorchMetric
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.utilities.data import dim_zero_cat
 
+from refresher_runner.metrics.views import Part
 from refresher_runner.nn.detect import SHOWN, Detections, Truth
 from refresher_runner.report import Matrix, PRCurve
 from refresher_runner.task import Metric
@@ -68,25 +68,6 @@ def detection_metrics(classes: Sequence[str]) -> dict[str, Metric]:
         "confusion_matrix": Part(whole, lambda values: Matrix(values["confusion"], with_background, with_background)),
         "pr_curve": Part(whole, lambda values: PRCurve(names, thresholds, *values["counts"])),
     }
-
-
-class Part(nn.Module):
-    """One of several values that are measured together: `show` makes it of what `whole` computes, which it does once.
-
-    Each part is given every batch; the first to come with a batch has it measured for them all.
-    """
-
-    def __init__(self, whole: TorchMetric, show: Callable[[Mapping[str, Tensor]], Any]):
-        super().__init__()
-        self.whole, self.show, self.batches = whole, show, 0
-
-    def update(self, preds: Any, targets: Any) -> None:
-        self.batches += 1
-        if self.batches > self.whole.update_count:
-            self.whole.update(preds, targets)
-
-    def compute(self) -> Any:
-        return self.show(self.whole.compute())
 
 
 class DetectionMeasures(TorchMetric):

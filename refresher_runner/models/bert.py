@@ -3,41 +3,48 @@
 Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2019.
 https://arxiv.org/abs/1810.04805
 
-The encoder of the transformer alone. Some tokens of a text are hidden, and every token, looking at all others before and after it,
-helps to say what they were (masked language modelling, section 3.1).
+The encoder of the transformer alone. Pre-training (section 3.1): some tokens of a text are hidden, and every token, looking at all
+others before and after it, helps to say what they were. Fine-tuning (section 3.2): the same encoder, and one layer more, says what a
+text is about. Which of the two is learnt follows from the data: running text, or texts with labels.
 
     tokens, some hidden -> embedding, positions -> norm -> depth x (attention, MLP) -> the hidden ones' vectors -> their tokens
+    tokens              -> the same                                                -> mean of all vectors      -> classes
 
-Differs: windows of one text, not pairs of sentences, so there are no segments, no [CLS], no [SEP] and no next-sentence prediction.
-What the paper adds on top for other tasks, a linear layer on [CLS], is not here.
+Differs: windows of one text, not pairs of sentences, so there are no segments, no [CLS], no [SEP] and no next-sentence prediction, and
+a class is read from the mean of all tokens, not from [CLS]. As configured, the norm stands before attention and MLP, positions are
+rotary (see `gpt`) and 30 % of the tokens are asked for (Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023.
+https://arxiv.org/abs/2202.08005): a small model then learns in minutes what it otherwise takes hours for. `model.norm=post
+model.positions=learned model.mask_fraction=0.15` is the paper's.
 
-Letters: B samples, T tokens, C = dim numbers a token, n of the T are asked for, V tokens in the vocabulary; number V is [MASK].
+Letters: B samples, T tokens, C = dim numbers a token, n of the T are asked for, V tokens in the vocabulary; number V is [MASK];
+K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refresher_runner.errors import ConfigError, UsageError
-from refresher_runner.nn.attention import MultiHeadAttention
+from refresher_runner.errors import UsageError
+from refresher_runner.nn.attention import MultiHeadAttention, RotaryAttention, check_heads
 from refresher_runner.nn.dropout import Dropout
-from refresher_runner.nn.tokens import token_names
+from refresher_runner.nn.ngrams import NGrams
+from refresher_runner.nn.tokens import cell, token_names
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Matrix, Prediction, Report, Text
 from refresher_runner.schema import Fraction, Positive, Share
-from refresher_runner.spec import TextBatch, TextSpec
+from refresher_runner.spec import LabelledTextBatch, LabelledTextSpec, TextBatch, TextSpec
 from refresher_runner.task import Goal, Metric, Output, Task
 
 MASK = "[MASK]"
 LEGIBLE = 32  # tokens on the axes of a map of attention
 CANDIDATES = 5  # that a prediction shows for each [MASK]
-LARGEST_COUNTED = 4096  # tokens of a vocabulary whose pairs are counted
+SHOWN = 8  # mistakes of a batch
 
 
 class Hidden(NamedTuple):
@@ -68,63 +75,82 @@ def hide(tokens: Tensor, fraction: float, mask: int) -> Hidden:
 
 
 class Layer(nn.Module):
-    """What the others know, then what follows from it; each is added, then normed: (B, T, C) -> (B, T, C)"""
+    """What the others know, then what follows from it; each is added, then normed, or normed first: (B, T, C) -> (B, T, C)"""
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, attention: MultiHeadAttention, dropout: float, norm: str):
         super().__init__()
-        self.attention, self.norm_1 = MultiHeadAttention(dim, heads, dropout), nn.LayerNorm(dim)
+        self.attention, self.norm_1 = attention, nn.LayerNorm(dim)
         self.mlp, self.norm_2 = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.pre = Dropout(dropout), norm == "pre"
 
-    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, maps: list[Tensor] | None = None) -> Tensor:
         if maps is not None:
-            maps.append(self.attention.weights(x))
-        x = self.norm_1(x + self.dropout(self.attention(x)))
+            maps.append(self.attention.weights(self.norm_1(x) if self.pre else x, mask=mask))
+        if self.pre:
+            x = x + self.dropout(self.attention(self.norm_1(x), mask=mask))
+            return x + self.dropout(self.mlp(self.norm_2(x)))
+        x = self.norm_1(x + self.dropout(self.attention(x, mask=mask)))
         return self.norm_2(x + self.dropout(self.mlp(x)))
 
 
 class Encoder(nn.Module):
-    """tokens (B, T), T <= block_size -> vectors (B, T, C), of which `logits` makes tokens"""
+    """tokens (B, T), T <= block_size -> vectors (B, T, C)"""
 
-    def __init__(self, spec: TextSpec, *, depth: int, heads: int, dim: int, dropout: float):
+    def __init__(self, spec: TextSpec | LabelledTextSpec, *, depth: int, heads: int, dim: int, dropout: float, norm: str, positions: str):
         super().__init__()
-        v = len(spec.vocabulary)
-        self.token, self.position = nn.Embedding(v + 1, dim), nn.Embedding(spec.block_size, dim)
+        attention = RotaryAttention if positions == "rotary" else MultiHeadAttention
+        self.token = nn.Embedding(len(spec.vocabulary) + 1, dim)
+        self.position = nn.Embedding(spec.block_size, dim) if positions == "learned" else None
         self.norm, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(dim, heads, dropout) for _ in range(depth))
-        self.transform = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))  # as in the authors' code
-        self.bias = nn.Parameter(torch.zeros(v))
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.layers = nn.ModuleList(Layer(dim, attention(dim, heads, dropout), dropout, norm) for _ in range(depth))
+        self.norm_f = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+        self.apply(initialise)
 
-    def forward(self, tokens: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Into `maps` goes what each layer's heads look at."""
-        x = self.dropout(self.norm(self.token(tokens) + self.position.weight[: tokens.shape[1]]))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, maps: list[Tensor] | None = None) -> Tensor:
+        """A mask, broadcastable to (B, 1, T, T), is False where there is no token. Into `maps` goes what each layer's heads look at."""
+        x = self.token(tokens)
+        if self.position is not None:
+            x = x + self.position.weight[: tokens.shape[1]]
+        x = self.dropout(self.norm(x))
         for layer in self.layers:
-            x = layer(x, maps)
-        return x
+            x = layer(x, mask, maps)
+        return self.norm_f(x)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., V), by the embedding itself; [MASK] is no answer."""
-        return F.linear(self.transform(x), self.token.weight[:-1], self.bias)
+
+class TokenHead(nn.Module):
+    """Vectors (..., C) -> logits (..., V), by the embedding (V + 1, C) of the tokens itself; [MASK] is no answer."""
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))  # as in the authors' code
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(initialise)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(self.transform(x), embedding[:-1], self.bias)
+
+
+def initialise(module: nn.Module) -> None:
+    """As the authors' code does."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+# -------------------------------------------------------------------- pre-training
 
 
 class BERT(Task):
     """Say what is hidden. Beside it run two baselines, which count the tokens and pairs of all training batches."""
 
     goal = Goal("accuracy", "max")
-    unigrams: Tensor  # (V,), times a token was seen
-    bigrams: Tensor  # (V, V), times it was seen before another; empty where V is large
 
     def __init__(self, spec: TextSpec, encoder: Encoder, mask_fraction: float):
         super().__init__()
         self.spec, self.encoder, self.mask_fraction = spec, encoder, mask_fraction
-        self.mask = v = len(spec.vocabulary)
-        self.register_buffer("unigrams", torch.zeros(v, dtype=torch.int64))
-        self.register_buffer("bigrams", torch.zeros((v, v) if v <= LARGEST_COUNTED else (0, 0), dtype=torch.int32))
+        self.mask = len(spec.vocabulary)
+        self.head, self.counts = TokenHead(self.mask, encoder.token.embedding_dim), NGrams(self.mask)
 
     def step(self, batch: TextBatch) -> Output:
         """- log p(hidden token | what is left of the text)"""
@@ -133,42 +159,21 @@ class BERT(Task):
         logits = self.fill(read)
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
         if self.training:
-            self._count(batch)
+            self.counts.count(batch)
             return Output(loss)
-        return Output(loss, preds=Guesses(logits.float(), *self._baselines(batch, read.positions)), targets=truth)
+        return Output(loss, preds=Guesses(logits.float(), *self.counts.fill(batch, read.positions)), targets=truth)
 
     def fill(self, read: Hidden) -> Tensor:
         """Logits (B, n, V) of what stood at the positions that are asked for; no other is computed."""
         x = self.encoder(read.tokens)
-        return self.encoder.logits(x.gather(1, read.positions[..., None].expand(-1, -1, x.shape[-1])))
-
-    def _count(self, batch: TextBatch) -> None:
-        before, after = batch.tokens.flatten(), batch.targets.flatten()
-        self.unigrams.index_add_(0, after, torch.ones_like(after))
-        if len(self.bigrams):
-            self.bigrams.view(-1).index_add_(0, before * self.mask + after, torch.ones_like(after, dtype=torch.int32))
-
-    def _baselines(self, batch: TextBatch, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """For every token its log p at each position (B, n), up to a constant, with a tenth added to every count: two of (B, n, V).
-
-        The unigram knows nothing of the text. The bigram takes it for a Markov chain and is told the true tokens beside, hidden or
-        not: p(x | before, after) ~ p(x | before) p(after | x).
-        """
-        unigram = (self.unigrams + 0.1).log().expand(*positions.shape, -1)
-        if not len(self.bigrams):
-            return unigram, None
-        before = batch.tokens.gather(1, (positions - 1).clamp(min=0))
-        after = batch.targets.gather(1, positions)
-        first = (positions == 0)[..., None]  # of the window: nothing is before it
-        following = torch.where(first, self.unigrams, self.bigrams[before])  # (B, n, V)
-        return unigram, (following + 0.1).log() + (self.bigrams.mT[after] + 0.1).log() - (self.unigrams + 0.1 * self.mask).log()
+        return self.head(x.gather(1, read.positions[..., None].expand(-1, -1, x.shape[-1])), self.encoder.token.weight)
 
     def metrics(self) -> dict[str, Metric]:
         """Of the hidden tokens alone, with the accuracy of the baselines on the same."""
-        from refresher_runner.metrics.classification import Through  # imports torchmetrics, which takes seconds
-        from refresher_runner.metrics.language import TokenAccuracy, language_metrics
+        from refresher_runner.metrics.language import TokenAccuracy, language_metrics  # imports torchmetrics, which takes seconds
+        from refresher_runner.metrics.views import Through
 
-        counted = ["unigram", "bigram"] if len(self.bigrams) else ["unigram"]
+        counted = ["unigram", "bigram"] if self.counts.pairs else ["unigram"]
         baselines = {f"accuracy_{name}": Through(TokenAccuracy(), prepare=attrgetter(name)) for name in counted}
         return language_metrics(self.spec.vocabulary, prepare=attrgetter("model")) | baselines
 
@@ -176,7 +181,7 @@ class BERT(Task):
         """A window with what was hidden, filled and true, and what each head of the last layer looks at there."""
         read, maps = hide(batch.tokens[:1], self.mask_fraction, self.mask), []
         filled = read.tokens.scatter(1, read.positions, self.fill(read).argmax(-1))
-        self.encoder(read.tokens[:, :LEGIBLE], maps)
+        self.encoder(read.tokens[:, :LEGIBLE], maps=maps)
         lines = {"read": read.tokens, "filled": filled, "true": batch.tokens[:1]}
         names = self._names(read.tokens[0, :LEGIBLE])
         return {
@@ -211,7 +216,7 @@ class BERT(Task):
         if len(numbers) > self.spec.block_size:
             problem = f"is {len(numbers)} tokens long, and the model reads {self.spec.block_size} at most"
             raise UsageError(problem, key="input", value=text, cure="a shorter text, or a run with a larger data.block_size")
-        tokens = torch.tensor([numbers], device=self.unigrams.device)
+        tokens = torch.tensor([numbers], device=self.counts.unigrams.device)
         return Hidden(tokens, (tokens == self.mask).nonzero()[:, 1][None])
 
     def _names(self, tokens: Tensor) -> tuple[str, ...]:
@@ -220,13 +225,83 @@ class BERT(Task):
         return tuple("□" if token == self.mask else next(known) for token in tokens.tolist())
 
 
+# -------------------------------------------------------------------- fine-tuning
+
+
+class BERTClassifier(Task):
+    """Say what a text is. `init_from` begins with the encoder of a run that was pre-trained."""
+
+    goal = Goal("accuracy", "max")
+
+    def __init__(self, spec: LabelledTextSpec, encoder: Encoder, dropout: float):
+        super().__init__()
+        self.spec, self.encoder, self.dropout = spec, encoder, Dropout(dropout)
+        self.classes = nn.Linear(encoder.token.embedding_dim, len(spec.classes)).apply(initialise)
+
+    def step(self, batch: LabelledTextBatch) -> Output:
+        """- log p(label | text)"""
+        logits = self.logits(batch.tokens, batch.lengths)
+        loss = F.cross_entropy(logits, batch.labels)
+        return Output(loss) if self.training else Output(loss, preds=logits.float(), targets=batch.labels)
+
+    def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T), (B,) -> (B, K): of the mean of each text's vectors."""
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        x = self.encoder(tokens, real[:, None, None])
+        mean = (x * real[..., None]).sum(1) / lengths[:, None]
+        return self.classes(self.dropout(mean))
+
+    def metrics(self) -> dict[str, Metric]:
+        from refresher_runner.metrics.classification import classification_metrics  # imports torchmetrics, which takes seconds
+
+        return classification_metrics(self.spec.classes)
+
+    def observe(self, batch: LabelledTextBatch) -> Report:
+        """The most confident mistakes of the batch."""
+        p, predicted = self.logits(batch.tokens, batch.lengths).float().softmax(-1).max(-1)
+        wrong = (predicted != batch.labels).nonzero().flatten()
+        worst = wrong[p[wrong].argsort(descending=True)][:SHOWN].tolist()
+        names = self.spec.classes
+        texts = {i: cell(self.spec.vocabulary.decode(batch.tokens[i, : batch.lengths[i]].tolist())) for i in worst}
+        rows = [f"| {texts[i]} | {names[batch.labels[i]]} | {names[predicted[i]]}, {p[i]:.2f} |" for i in worst]
+        return {"mistakes": Text("\n".join(["| text | true | taken for |", "|---|---|---|", *rows]))} if rows else {}
+
+    def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
+        """The two likeliest classes of each text, of whose tokens the block's are read.
+
+        Raises UsageError for one that is empty, or holds a character that the model does not know.
+        """
+        device = self.classes.weight.device
+        for text in inputs:
+            numbers = self.spec.vocabulary.encode(text)[: self.spec.block_size]
+            if not numbers:
+                raise UsageError("is empty", key="input", value=text, cure="give a text")
+            logits = self.logits(torch.tensor([numbers], device=device), torch.tensor([len(numbers)], device=device))
+            p, best = logits.float().softmax(-1)[0].topk(2)
+            (first, second), names = best.tolist(), self.spec.classes
+            values = {"class": names[first], "probability": p[0].item()}
+            yield Prediction(text, values | {"runner_up": names[second], "runner_up_probability": p[1].item()})
+
+
+# -------------------------------------------------------------------- the builder
+
+
 @MODELS.register("bert")
-def build_bert(spec: TextSpec, *, depth: Positive, heads: Positive, dim: Positive, dropout: Fraction, mask_fraction: Share) -> BERT:
+def build_bert(
+    spec: TextSpec | LabelledTextSpec,
+    *,
+    depth: Positive,
+    heads: Positive,
+    dim: Positive,
+    norm: Literal["pre", "post"],
+    positions: Literal["rotary", "learned"],
+    dropout: Fraction,
+    mask_fraction: Share,
+) -> BERT | BERTClassifier:
     """Encoder-only transformer (Devlin et al., 2019).
 
-    Raises ConfigError where `dim` cannot be shared among the heads.
+    Raises ConfigError where `dim` cannot be shared among the heads, or not be turned in pairs.
     """
-    if dim % heads:
-        problem = f"model.dim={dim} cannot be shared evenly among them"
-        raise ConfigError(problem, key="model.heads", value=heads, cure="a divisor of model.dim")
-    return BERT(spec, Encoder(spec, depth=depth, heads=heads, dim=dim, dropout=dropout), mask_fraction)
+    check_heads(dim, heads, rotary=positions == "rotary")
+    encoder = Encoder(spec, depth=depth, heads=heads, dim=dim, dropout=dropout, norm=norm, positions=positions)
+    return BERT(spec, encoder, mask_fraction) if isinstance(spec, TextSpec) else BERTClassifier(spec, encoder, dropout)

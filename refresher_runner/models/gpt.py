@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refresher_runner.errors import ConfigError, UsageError
-from refresher_runner.nn.attention import Cache, MultiHeadAttention
+from refresher_runner.errors import UsageError
+from refresher_runner.nn.attention import Cache, MultiHeadAttention, RotaryAttention, check_heads
 from refresher_runner.nn.dropout import Dropout
 from refresher_runner.nn.tokens import token_names
 from refresher_runner.registry import MODELS
@@ -42,27 +42,6 @@ from refresher_runner.task import Metric, Output, Task
 
 LEGIBLE = 32  # tokens on the axes of a map of attention
 PROMPT = 16  # tokens that a sample begins with
-
-
-def rotate(x: Tensor, start: int) -> Tensor:
-    """Positions start, start + 1, ... as angles: (..., T, D) -> (..., T, D)
-
-    Numbers i and i + D/2 are a point of the plane, turned by position * 10000^(-2i/D) (RoFormer, section 3.2.2, which pairs
-    neighbours).
-    """
-    t, d = x.shape[-2:]
-    frequency = 10000 ** (-torch.arange(0, d, 2, device=x.device) / d)
-    angle = torch.arange(start, start + t, device=x.device)[:, None] * frequency  # (T, D/2)
-    (a, b), cos, sin = x.chunk(2, -1), angle.cos(), angle.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
-
-
-class RotaryAttention(MultiHeadAttention):
-    """Self-attention whose queries and keys are turned by their positions. The last query's position is the last key's."""
-
-    def project(self, x: Tensor, memory: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().project(x, memory, cache)
-        return rotate(q, k.shape[-2] - q.shape[-2]), rotate(k, 0), v
 
 
 class MLP(nn.Module):
@@ -230,14 +209,6 @@ def build_gpt(
 
     Raises ConfigError where `dim` cannot be shared among the heads, or not be turned in pairs.
     """
-    if dim % heads:
-        raise ConfigError(
-            f"model.dim={dim} cannot be shared evenly among them", key="model.heads", value=heads, cure="a divisor of model.dim"
-        )
-    if positions == "rotary" and dim // heads % 2:
-        problem = f"turns pairs of numbers, and a head has {dim // heads}"
-        raise ConfigError(
-            problem, key="model.positions", value=positions, cure="model.positions=learned, or an even model.dim / model.heads"
-        )
+    check_heads(dim, heads, rotary=positions == "rotary")
     decoder = Decoder(spec, depth=depth, heads=heads, dim=dim, positions=positions, dropout=dropout, bias=bias)
     return GPT(spec, decoder, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)

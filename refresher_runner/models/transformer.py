@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
-from refresher_runner.nn.attention import Cache, MultiHeadAttention
+from refresher_runner.nn.attention import Cache, MultiHeadAttention, check_heads
 from refresher_runner.nn.dropout import Dropout
-from refresher_runner.nn.tokens import token_names
+from refresher_runner.nn.tokens import cell, token_names
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Matrix, Prediction, Report, Text
 from refresher_runner.schema import Fraction, NonNegativeFloat, Positive
@@ -335,7 +335,7 @@ class Transformer(Task):
     def _table(self, batch: PairBatch) -> Text:
         written = self.write(self.network.encode(batch.source))
         columns = (self.spec.source, batch.source), (self.spec.target, batch.target), (self.spec.target, written)
-        texts = [[_cell(vocabulary.decode(row)) for row in rows.tolist()] for vocabulary, rows in columns]
+        texts = [[cell(vocabulary.decode(row)) for row in rows.tolist()] for vocabulary, rows in columns]
         rows = [f"| {source} | {true} | {'' if true == said else said} |" for source, true, said in zip(*texts, strict=True)]
         return Text("\n".join(["| source | target | written, where it differs |", "|---|---|---|", *rows]))
 
@@ -347,11 +347,6 @@ def _fullest(batch: PairBatch, most: int) -> tuple[Tensor, Tensor]:
     at = int(lengths.masked_fill(~fits, 0).argmax() if fits.any() else lengths.argmin())
     source, target = (side[at][side[at] != PAD] for side in batch)
     return source, target
-
-
-def _cell(text: str) -> str:
-    """Text in a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 @MODELS.register("transformer")
@@ -374,9 +369,6 @@ def build_transformer(
     """
     if dim % 2:
         raise ConfigError("is odd, and positions are pairs of a sine and a cosine", key="model.dim", value=dim, cure=f"try {dim + 1}")
-    if dim % heads:
-        raise ConfigError(
-            f"model.dim={dim} cannot be shared evenly among them", key="model.heads", value=heads, cure="a divisor of model.dim"
-        )
+    check_heads(dim, heads)
     network = Network(spec, dim=dim, heads=heads, depth=depth, hidden=hidden, dropout=dropout, norm=norm)
     return Transformer(spec, network, label_smoothing=label_smoothing, beam=beam, length_penalty=length_penalty)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refresher_runner.errors import ConfigError
 from refresher_runner.nn.dropout import dropout as drop
 
 
@@ -195,3 +196,37 @@ class MultiHeadAttention(nn.Module):
         if self.path < 0:
             self.path.fill_(prefers_fused(q, k, v, mask, causal=causal, dropout=dropout))
         return bool(self.path)
+
+
+def check_heads(dim: int, heads: int, *, rotary: bool = False) -> None:
+    """Raises ConfigError, naming the key of a model, where `dim` cannot be shared among the heads, or not be turned in pairs."""
+    if dim % heads:
+        problem = f"model.dim={dim} cannot be shared evenly among them"
+        raise ConfigError(problem, key="model.heads", value=heads, cure="a divisor of model.dim")
+    if rotary and dim // heads % 2:
+        problem, cure = f"turns pairs of numbers, and a head has {dim // heads}", "learned, or an even model.dim / model.heads"
+        raise ConfigError(problem, key="model.positions", value="rotary", cure=cure)
+
+
+# -------------------------------------------------------------------- with positions
+
+
+def rotate(x: Tensor, start: int) -> Tensor:
+    """Positions start, start + 1, ... as angles: (..., T, D) -> (..., T, D)
+
+    Numbers i and i + D/2 are a point of the plane, turned by position * 10000^(-2i/D) (Su et al., "RoFormer", 2021, section 3.2.2, which
+    pairs neighbours. https://arxiv.org/abs/2104.09864).
+    """
+    t, d = x.shape[-2:]
+    frequency = 10000 ** (-torch.arange(0, d, 2, device=x.device) / d)
+    angle = torch.arange(start, start + t, device=x.device)[:, None] * frequency  # (T, D/2)
+    (a, b), cos, sin = x.chunk(2, -1), angle.cos(), angle.sin()
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+
+
+class RotaryAttention(MultiHeadAttention):
+    """Self-attention whose queries and keys are turned by their positions. The last query's position is the last key's."""
+
+    def project(self, x: Tensor, memory: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().project(x, memory, cache)
+        return rotate(q, k.shape[-2] - q.shape[-2]), rotate(k, 0), v

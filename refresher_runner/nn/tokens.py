@@ -16,3 +16,8 @@ def token_names(vocabulary: Vocabulary, numbers: Iterable[int]) -> tuple[str, ..
         text = vocabulary.decode([number])
         names.append(text.translate(VISIBLE) if text and "\N{REPLACEMENT CHARACTER}" not in text else vocabulary.tokens[number])
     return tuple(names)
+
+
+def cell(text: str) -> str:
+    """Text in a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

@@ -18,12 +18,13 @@ import torch
 import yaml
 
 from refresher_runner.data.dates import BLOCK_SIZE, DAYS, TEMPLATES, build_dates, draw_dates, write
-from refresher_runner.data.pairs import POOL, Corpus, PairLoader, PairSet, side
+from refresher_runner.data.pairs import Corpus, PairSet
+from refresher_runner.data.sentences import POOL, SentenceLoader, side
 from refresher_runner.data.translation import TATOEBA, build_translation, cut, groups, parallel, read_translation, tabbed
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import check_options
-from refresher_runner.spec import PairSpec, Placement, Spec
+from refresher_runner.spec import PairBatch, PairSpec, Placement, Spec
 from refresher_runner.vocabulary import BEGIN, END, PAD, SPECIAL, characters
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +38,12 @@ SIZES = {"batch_size": 4, "eval_batch_size": 4}
 # -------------------------------------------------------------------- batches
 
 
-def pairs(count=200, placement=ONE, *, batch_size=8, train=True) -> PairLoader:
+def pairs(count=200, placement=ONE, *, batch_size=8, train=True) -> SentenceLoader[PairBatch]:
     """Sentence n is its number, often; lengths differ."""
     draws = random.Random(0)
     source, target = ([[n + 4] * draws.randrange(1, 30) for n in range(count)] for _ in range(2))
-    return PairLoader(side(source, count + 4), side(target, count + 4), batch_size, placement, train=train)
+    sides = side(source, count + 4), side(target, count + 4)
+    return SentenceLoader(PairBatch, sides, batch_size, placement, train=train)
 
 
 def names(batches):
@@ -158,7 +160,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu():
 def letters(*sentences: tuple[str, str], block_size: int = 64, blank: int = 0) -> PairSet:
     vocabulary = characters("abcdefgh", SPECIAL)
     splits = {"train": [*sentences] * 4, "val": sentences, "test": sentences}
-    return PairSet(lambda: Corpus(vocabulary, vocabulary, splits, blank, {"f": "1"}), block_size, 2, 2)
+    return PairSet(lambda _: Corpus(vocabulary, vocabulary, splits, blank, {"f": "1"}), block_size, 2, 2)
 
 
 def test_the_source_ends_and_the_target_begins_and_ends():

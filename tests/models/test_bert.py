@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from refresher_runner.errors import UsageError
-from refresher_runner.models.bert import BERT, Encoder, Hidden, hide
-from refresher_runner.spec import TextBatch, TextSpec
+from refresher_runner.models.bert import BERT, BERTClassifier, Encoder, Hidden, TokenHead, hide
+from refresher_runner.spec import LabelledTextBatch, LabelledTextSpec, TextBatch, TextSpec
 from refresher_runner.vocabulary import Vocabulary, characters
 from tests.models.build import build
 from tests.models.text import CHARACTERS, SUBWORDS, text_batch
 
 
 def bert(spec: TextSpec = CHARACTERS, **changes) -> BERT:
-    task = build("bert", spec, **{"depth": 2, "dim": 32, **changes})
+    task = build("bert", spec, **{"depth": 2, "dim": 32, "mask_fraction": 0.15, **changes})
     assert isinstance(task, BERT)
     return task
 
@@ -82,8 +82,9 @@ def test_parameters_of_the_papers_base_model():
     """The 109,514,298 of the published one with its head, less two embeddings of segments and the bias of [MASK]."""
     spec = TextSpec(Vocabulary(tuple(map(str, range(30_521)))), 512)
     with torch.device("meta"):
-        encoder = Encoder(spec, depth=12, heads=12, dim=768, dropout=0.1)
-    assert sum(p.numel() for p in encoder.parameters()) == 109_514_298 - 2 * 768 - 1
+        encoder = Encoder(spec, depth=12, heads=12, dim=768, dropout=0.1, norm="post", positions="learned")
+        head = TokenHead(30_521, 768)
+    assert sum(p.numel() for p in [*encoder.parameters(), *head.parameters()]) == 109_514_298 - 2 * 768 - 1
 
 
 def test_it_looks_both_ways():
@@ -118,7 +119,7 @@ def test_loss_is_of_what_was_asked_for_alone():
     output = task.step(batch)
     torch.manual_seed(3)
     read = hide(batch.tokens, 0.15, task.mask)
-    log_p = task.encoder.logits(task.encoder(read.tokens)).log_softmax(-1)  # of every token
+    log_p = task.head(task.encoder(read.tokens), task.encoder.token.weight).log_softmax(-1)  # of every token
     b, n = read.positions.shape
     asked = [(row, int(read.positions[row, i])) for row in range(b) for i in range(n)]
     expected = -sum(log_p[row, t, batch.tokens[row, t]] for row, t in asked) / (b * n)
@@ -129,8 +130,8 @@ def test_loss_is_of_what_was_asked_for_alone():
 def test_embedding_and_output_are_one_but_for_the_mask():
     task = bert()
     x = torch.randn(2, 32)
-    expected = task.encoder.transform(x) @ task.encoder.token.weight[:-1].T + task.encoder.bias
-    torch.testing.assert_close(task.encoder.logits(x), expected)
+    expected = task.head.transform(x) @ task.encoder.token.weight[:-1].T + task.head.bias
+    torch.testing.assert_close(task.head(x, task.encoder.token.weight), expected)
     assert task.encoder.token.num_embeddings == len(CHARACTERS.vocabulary) + 1 == task.mask + 1
 
 
@@ -155,8 +156,8 @@ def test_training_counts_what_it_sees_and_evaluation_does_not():
         for before, after in zip(batch.tokens.flatten().tolist(), batch.targets.flatten().tolist(), strict=True):
             unigrams[after] += 1
             bigrams[before, after] += 1
-    np.testing.assert_array_equal(task.unigrams, unigrams)
-    np.testing.assert_array_equal(task.bigrams, bigrams)
+    np.testing.assert_array_equal(task.counts.unigrams, unigrams)
+    np.testing.assert_array_equal(task.counts.bigrams, bigrams)
 
 
 def test_baselines_are_these_counts():
@@ -167,7 +168,7 @@ def test_baselines_are_these_counts():
     preds = task.step(batch).preds
     torch.manual_seed(2)
     positions = hide(batch.tokens, 0.15, task.mask).positions
-    u, c = task.unigrams.double() + 0.1, task.bigrams.double() + 0.1
+    u, c = task.counts.unigrams.double() + 0.1, task.counts.bigrams.double() + 0.1
     shares = u + 0.1 * (task.mask - 1)  # of which a bigram's second token is one
     text = torch.cat([batch.tokens, batch.targets[:, -1:]], 1)
     for row, places in enumerate(positions.tolist()):
@@ -200,7 +201,7 @@ def test_a_large_vocabulary_has_no_table_of_pairs():
     spec = TextSpec(Vocabulary(tuple(map(chr, range(1000, 6000)))), 8)
     task, batch = bert(spec), TextBatch(torch.randint(5000, (2, 8)), torch.randint(5000, (2, 8)))
     task.step(batch)
-    assert task.unigrams.sum() == 16
+    assert task.counts.unigrams.sum() == 16
     output = task.eval().step(batch)
     assert output.preds.bigram is None
     assert "accuracy_bigram" not in task.metrics()
@@ -213,15 +214,15 @@ def test_counts_travel_with_the_weights():
     one, two = bert(), bert()
     one.step(text_batch())
     two.load_state_dict(one.state_dict())
-    assert torch.equal(two.bigrams, one.bigrams)
-    assert two.unigrams.sum() == 64
+    assert torch.equal(two.counts.bigrams, one.counts.bigrams)
+    assert two.counts.unigrams.sum() == 64
 
 
 # -------------------------------------------------------------------- the verb
 
 
 def taught(spec: TextSpec) -> BERT:
-    task, data = bert(spec, dropout=0.0, mask_fraction=0.2), text_batch(spec, 6)
+    task, data = bert(spec, mask_fraction=0.2, norm="post", positions="learned"), text_batch(spec, 6)
     optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
     for _ in range(400):
         optimizer.zero_grad()
@@ -232,9 +233,9 @@ def taught(spec: TextSpec) -> BERT:
 
 def test_predict_fills_every_mask():
     task = taught(CHARACTERS)
-    whole, other = task.predict(["She s[MASK]lls sea [MASK]h", "She sells se[MASK] s"])
+    whole, other = task.predict(["She s[MASK]lls sea [MASK]h", "She sells se[MASK] sh"])
     assert whole.values["filled"] == "She sells sea sh"
-    assert other.values["filled"] == "She sells sea s"
+    assert other.values["filled"] == "She sells sea sh"
     assert list(whole.values) == ["filled", "mask_1", "mask_2"]
     first = whole.values["mask_1"]
     assert isinstance(first, str)
@@ -276,3 +277,107 @@ def test_a_sample_shows_what_was_read_filled_and_true():
     assert len(read) == len(filled) == 16
     assert "□" in read
     assert "□" not in filled
+
+
+# -------------------------------------------------------------------- fine-tuning
+
+SHELLS = LabelledTextSpec(CHARACTERS.vocabulary, 16, ("sea", "shore", "neither"))
+
+
+def classifier(**changes) -> BERTClassifier:
+    task = build("bert", SHELLS, **{"depth": 2, "dim": 32, "mask_fraction": 0.15, **changes})
+    assert isinstance(task, BERTClassifier)
+    return task
+
+
+def labelled(*texts: str, width: int = 0) -> LabelledTextBatch:
+    """Texts, labelled by what they speak of, padded to a width with what would confuse whoever read it."""
+    numbers = [SHELLS.vocabulary.encode(text) for text in texts]
+    width = max(width, *map(len, numbers))
+    tokens = torch.tensor([[*row, *[len(SHELLS.vocabulary) - 1] * (width - len(row))] for row in numbers])
+    labels = [0 if "sea" in text else 1 if "shore" in text else 2 for text in texts]
+    return LabelledTextBatch(tokens, torch.tensor([len(row) for row in numbers]), torch.tensor(labels))
+
+
+LINES = "She sells sea", "the sea", "shore", "by the shore", "I'm sure", "She"
+
+
+def test_the_data_say_what_is_learnt():
+    assert isinstance(build("bert", CHARACTERS), BERT)
+    assert isinstance(build("bert", SHELLS), BERTClassifier)
+
+
+def test_a_classifier_trains_every_parameter_and_begins_undecided():
+    task = classifier(dropout=0.1)
+    loss = task.step(labelled(*LINES)).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(3), rel=0.1)
+    for name, parameter in task.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_padding_changes_no_class(norm: str, positions: str):
+    task = unlike(classifier(norm=norm, positions=positions))
+    narrow, wide = labelled(*LINES), labelled(*LINES, width=16)
+    together = task.logits(wide.tokens, wide.lengths)
+    torch.testing.assert_close(together, task.logits(narrow.tokens, narrow.lengths))
+    alone = [task.logits(wide.tokens[i : i + 1, :n], wide.lengths[i : i + 1]) for i, n in enumerate(wide.lengths.tolist())]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_a_class_is_read_from_the_mean_of_the_vectors():
+    task, batch = unlike(classifier()), labelled("She", "sea")
+    x = task.encoder(batch.tokens)  # no padding here
+    torch.testing.assert_close(task.logits(batch.tokens, batch.lengths), x.mean(1) @ task.classes.weight.T + task.classes.bias)
+
+
+def instructed() -> BERTClassifier:
+    task, batch = classifier(), labelled(*LINES)
+    optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        task.step(batch).loss.backward()
+        optimizer.step()
+    return task.eval()
+
+
+def test_a_classifier_learns_and_says_what_a_text_is():
+    task = instructed()
+    assert task.step(labelled(*LINES)).loss < 0.1
+    found = list(task.predict([*LINES, "She sells sea" * 3]))
+    assert [p.values["class"] for p in found[:6]] == ["sea", "sea", "shore", "shore", "neither", "neither"]
+    assert found[6].values["class"] == found[0].values["class"] or found[6].values["probability"] < 1  # read as far as the block goes
+    first = found[0].values
+    assert list(first) == ["class", "probability", "runner_up", "runner_up_probability"]
+    assert 0.5 < first["probability"] <= 1
+    assert first["probability"] + first["runner_up_probability"] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "is empty"), ("✓", "'✓'")])
+def test_texts_that_cannot_be_classified(text: str, words: str):
+    with pytest.raises(UsageError, match=words) as caught:
+        list(classifier().predict([text]))
+    assert caught.value.cure
+
+
+def test_mistakes_are_shown_the_most_confident_first():
+    task = instructed()
+    tokens, lengths, labels = labelled(*LINES)
+    assert task.observe(LabelledTextBatch(tokens, lengths, labels)) == {}
+    lines = task.observe(LabelledTextBatch(tokens, lengths, torch.tensor([1, 0, 1, 1, 2, 0])))["mistakes"].markdown.splitlines()
+    assert lines[:2] == ["| text | true | taken for |", "|---|---|---|"]
+    told = {tuple(cell.strip() for cell in line.strip("|").split("|")[:2]) for line in lines[2:]}
+    assert told == {("She sells sea", "shore"), ("She", "sea")}
+    chances = [float(line.rpartition(", ")[2].strip(" |")) for line in lines[2:]]
+    assert chances == sorted(chances, reverse=True)
+
+
+def test_metrics_of_a_classifier_hold_its_goal():
+    task = classifier().eval()
+    output, metrics = task.step(labelled(*LINES)), task.metrics()
+    for metric in metrics.values():
+        metric.update(output.preds, output.targets)
+    assert metrics[task.goal.metric].compute() == (output.preds.argmax(-1) == output.targets).float().mean()

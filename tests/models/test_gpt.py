@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
-from refresher_runner.models.gpt import GPT, Decoder, RotaryAttention, rotate, truncate
-from refresher_runner.nn.attention import Cache
+from refresher_runner.models.gpt import GPT, Decoder, truncate
+from refresher_runner.nn.attention import Cache, RotaryAttention, rotate
 from refresher_runner.spec import TextBatch, TextSpec
 from refresher_runner.vocabulary import Vocabulary
 from tests.models.build import build

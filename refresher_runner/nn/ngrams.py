@@ -1,0 +1,47 @@
+"""What counting knows of a text, for models of language to be measured against. Letters as there: V tokens, B windows of T tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from refresher_runner.spec import TextBatch
+
+LARGEST = 4096  # tokens of a vocabulary whose pairs are counted
+PRIOR = 0.1  # added to every count
+
+
+class NGrams(nn.Module):
+    """How often each token, and each pair of neighbours, was seen: a baseline that fills gaps, and travels with the weights."""
+
+    unigrams: Tensor  # (V,), times a token was seen
+    bigrams: Tensor  # (V, V), times it was seen before another; empty where V is large
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.pairs = vocab_size <= LARGEST  # whether these are counted
+        self.register_buffer("unigrams", torch.zeros(vocab_size, dtype=torch.int64))
+        self.register_buffer("bigrams", torch.zeros((vocab_size, vocab_size) if self.pairs else (0, 0), dtype=torch.int32))
+
+    def count(self, batch: TextBatch) -> None:
+        """Every token of these windows, and what comes after it."""
+        before, after = batch.tokens.flatten(), batch.targets.flatten()
+        self.unigrams.index_add_(0, after, torch.ones_like(after))
+        if self.pairs:
+            self.bigrams.view(-1).index_add_(0, before * len(self.unigrams) + after, torch.ones_like(after, dtype=torch.int32))
+
+    def fill(self, batch: TextBatch, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """For every token its log p at each position (B, n), up to a constant: of the unigram and of the bigram, (B, n, V) each.
+
+        The unigram knows nothing of the text. The bigram takes it for a Markov chain and is told the true tokens beside, whatever
+        stands there: p(x | before, after) ~ p(x | before) p(after | x).
+        """
+        unigram = (self.unigrams + PRIOR).log().expand(*positions.shape, -1)
+        if not self.pairs:
+            return unigram, None
+        before = batch.tokens.gather(1, (positions - 1).clamp(min=0))
+        after = batch.targets.gather(1, positions)
+        first = (positions == 0)[..., None]  # of the window: nothing is before it
+        following = torch.where(first, self.unigrams, self.bigrams[before])  # (B, n, V)
+        leading = (self.bigrams.mT[after] + PRIOR).log() - (self.unigrams + PRIOR * len(self.unigrams)).log()
+        return unigram, (following + PRIOR).log() + leading
