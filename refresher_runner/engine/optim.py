@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from refresher_runner.engine.distributed import shard_like
@@ -56,11 +57,12 @@ def build_rmsprop(
 def build_muon(
     task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, ns_steps: Positive, weight_decay: NonNegativeFloat
 ) -> Optimizer | Together:
-    """Muon (Jordan et al., 2024) for matrices, AdamW for everything else; one lr suits both (Liu et al., 2025, eq. 4)."""
+    """Muon (Jordan et al., 2024) for matrices, AdamW for everything else, embeddings too; one lr suits both (Liu et al., 2025, eq. 4)."""
+    embeddings = {module.weight for module in task.modules() if isinstance(module, nn.Embedding)}
     matrices, others = [], []
     for group in task.param_groups(weight_decay):
         for param in group["params"]:
-            chosen = matrices if param.ndim == 2 else others
+            chosen = matrices if param.ndim == 2 and param not in embeddings else others
             chosen.append({"params": [param], "weight_decay": group["weight_decay"]})
     parts: list[Optimizer] = []
     if matrices:

@@ -27,6 +27,7 @@ def summarise(task: Task, batch: Any) -> Text:
     """
     device = next(task.parameters(), torch.empty(0)).device
     copied = copy.deepcopy(task).eval()
+    copied.training = True  # of the task alone: what it makes for metrics, a whole translation say, is no part of its forward pass
     shapes: dict[str, str] = {}
     for name, module in copied.named_modules():
         module.register_forward_hook(partial(_note_shape, shapes, name))

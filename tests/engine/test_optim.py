@@ -12,6 +12,8 @@ from torch.optim import lr_scheduler
 from refresher_runner.engine.optim import Together, lr_factor
 from refresher_runner.registry import OPTIMIZERS
 from tests.engine.toy import Toy, schedule
+from tests.models.build import build
+from tests.models.text import CHARACTERS
 
 BETAS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 REFERENCE = {
@@ -62,6 +64,17 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw() -> None:
     twin.load_state_dict(optimizer.state_dict())
     momentum = [p.state_dict()["state"] for p in twin.parts]
     assert momentum[0][0]["momentum_buffer"].equal(optimizer.parts[0].state_dict()["state"][0]["momentum_buffer"])
+
+
+def test_muon_takes_no_embedding() -> None:
+    task = build("gpt", CHARACTERS, depth=1, dim=32)
+    optimizer = OPTIMIZERS.builder("muon")(task, lr=1e-2, momentum=0.95, nesterov=True, ns_steps=5, weight_decay=0.0)
+    assert isinstance(optimizer, Together)
+    names = {parameter: name for name, parameter in task.named_parameters()}
+    muon, adam = ({names[p] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert muon == {f"transformer.h.0.{part}.weight" for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    assert "transformer.wte.weight" in adam
+    assert muon | adam == set(names.values())
 
 
 def torch_factors(make, steps: int) -> list[float]:  # type: ignore[no-untyped-def]

@@ -50,6 +50,18 @@ def test_shapes_parameters_and_flops_of_one_sample() -> None:
     assert found["Net"] == ["", "", "349", f"{(conv + 208) / 1000:.3g} k"]
 
 
+class Writer(Net):
+    """What metrics compare takes a pass of its own."""
+
+    def step(self, batch: Any) -> Output:
+        output = super().step(batch)
+        return output if self.training else Output(output.loss, preds=super().step(batch).loss)
+
+
+def test_what_is_made_for_metrics_alone_is_not_counted() -> None:
+    assert rows(Writer())["Writer"] == rows(Net())["Net"]
+
+
 def test_it_leaves_no_trace() -> None:
     task = Net()
     task.norm.eval()
