@@ -40,7 +40,7 @@ def pipeline(setting: str) -> tuple[float, float]:
     from refresher_runner.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
-        window = [f"data.block_size={BLOCK[setting]}", f"data.batch_size={BATCH[setting]}", "model.positions=learned"]
+        window = ["optimizer.lr=1e-3", f"data.block_size={BLOCK[setting]}", f"data.batch_size={BATCH[setting]}", "model.positions=learned"]
         chosen = ["model=gpt", "data=tiny_shakespeare", *window, *OURS[setting], "trainer.test=false"]
         assert main(["train", *chosen, f"outputs={folder}"]) == 0
         lines = [json.loads(line) for line in next(Path(folder).rglob("metrics.jsonl")).read_text().splitlines()]
