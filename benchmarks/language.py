@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 
 BLOCK, BATCH = {"cpu": 64, "baby": 256}, {"cpu": 12, "baby": 64}
+ADAMW = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]", "optimizer.weight_decay=0.1"]
+ADAMW += ["optimizer.warmup_steps=100", "optimizer.final_lr=0.1"]  # as nanoGPT has them
 OURS = {
     "cpu": ["trainer.duration=2000 steps", "trainer.validate_every=2000 steps", "trainer.log_every=20"],
     "baby": [
@@ -40,7 +42,7 @@ def pipeline(setting: str) -> tuple[float, float]:
     from refresher_runner.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
-        window = ["optimizer.lr=1e-3", f"data.block_size={BLOCK[setting]}", f"data.batch_size={BATCH[setting]}", "model.positions=learned"]
+        window = [*ADAMW, f"data.block_size={BLOCK[setting]}", f"data.batch_size={BATCH[setting]}", "model.positions=learned"]
         chosen = ["model=gpt", "data=tiny_shakespeare", *window, *OURS[setting], "trainer.test=false"]
         assert main(["train", *chosen, f"outputs={folder}"]) == 0
         lines = [json.loads(line) for line in next(Path(folder).rglob("metrics.jsonl")).read_text().splitlines()]
