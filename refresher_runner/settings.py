@@ -124,7 +124,9 @@ def _check_companions(model: Component, data: Component, optimizer: Component, t
         problem = f"model={model.name} learns from {kinds}, and this data set gives {gives.__name__}"
         raise ConfigError(problem, key="data", value=data.name, cure=f"data sets that fit: {', '.join(fitting)}")
     if optimizer.name == "muon" and trainer.strategy == "fsdp":
-        raise ConfigError("needs whole matrices, and fsdp keeps shards", key="optimizer", value="muon", cure="use trainer.strategy=ddp")
+        raise ConfigError(
+            "needs whole matrices, and fsdp keeps shards", key="optimizer", value="muon", cure="optimizer=adamw, or trainer.strategy=ddp"
+        )
     if trainer.devices > 1 and (":" in trainer.device or trainer.device == "mps"):
         problem = f"{trainer.devices} devices cannot be this one"
         raise ConfigError(problem, key="trainer.device", value=trainer.device, cure="use trainer.device=cuda")

@@ -6,6 +6,7 @@ A text of more than `block_size` tokens is read as far as these go. Free of torc
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +146,7 @@ def kind(heading: str) -> str:
     _, bracket, arguments = heading.partition("(")
     if not bracket:
         return "module"
-    return "method" if arguments.startswith(("self", "cls")) else "function"
+    return "method" if re.match(r"(self|cls)\b", arguments) else "function"
 
 
 # -------------------------------------------------------------------- texts of one's own

@@ -85,6 +85,7 @@ def test_the_spec_survives_a_checkpoint():
         ("json.decoder.JSONDecoder.decode(self, s)", "method"),
         ("datetime.date.today(cls)", "method"),
         ("os.getcwd()", "function"),
+        ("dataclasses.make_dataclass(cls_name, fields)", "function"),
     ],
 )
 def test_headings_tell_the_kind(heading, expected):
