@@ -53,7 +53,7 @@ def begin(task: Task, saved: Saved) -> str:
     Raises CheckpointError where none fits.
     """
     own = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}  # counts and choices stay its own
-    fitting = {name: value for name, value in saved.weights.items() if name in own and value.shape == own[name].shape}
+    fitting = {name: value for name, value in saved.weights.items() if name in own and getattr(value, "shape", None) == own[name].shape}
     if not fitting:
         raise CheckpointError("holds no weight that fits this model", key=str(saved.path), cure="a run of the same model and sizes")
     task.load_state_dict(fitting, strict=False)

@@ -18,6 +18,7 @@ from refresher_runner.data.python_docs import entries, joined, written
 from refresher_runner.data.sentences import SentenceLoader, Side, side
 from refresher_runner.data.subwords import encode_all, learn_subwords, pieces
 from refresher_runner.data.text import Cut, check_known, content_of, decoded
+from refresher_runner.errors import DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, Share
 from refresher_runner.spec import DataModule, LabelledTextBatch, LabelledTextSpec, Placement, Spec
@@ -60,6 +61,8 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
             return
         found, splits, cut = self.read(self.known), {}, 0
         for split, samples in found.splits.items():
+            if not samples:
+                raise DataError(f"its {split} split holds no text", key="data", cure="a larger share for this split")
             numbers = _encoded(found.vocabulary, [text for text, _ in samples])
             cut += sum(len(text) > self.block_size for text in numbers)
             labels = [label for _, label in samples]

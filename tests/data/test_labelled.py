@@ -56,6 +56,12 @@ def test_a_long_text_is_read_as_far_as_the_block_goes_and_that_is_told(caplog):
     assert [0, 1, 2, 3, 4, 5] in batch.tokens.tolist()
 
 
+def test_a_split_without_a_text_is_refused():
+    data = LabelledTextSet(lambda _: Labelled(characters("ab"), ("x", "y"), {"train": [("a", 0)], "val": []}, {}), 4, 1, 1)
+    with pytest.raises(DataError, match="its val split holds no text"):
+        data.prepare()
+
+
 def test_labels_stay_with_their_texts_whatever_the_order():
     texts = ["".join("abcdef"[(n + i) % 6] for i in range(1 + n % 5)) for n in range(30)]
     samples = [(text, len(text) % 2) for text in texts]
