@@ -48,7 +48,11 @@ class ClassFolders:
         splits["train"] = rest
         for split, files in splits.items():
             if not files:
-                raise DataError(f"has too few {self.things} for a {split} split", key=str(self.root), cure="three or more of each class, or a folder of its own")
+                raise DataError(
+                    f"has too few {self.things} for a {split} split",
+                    key=str(self.root),
+                    cure="three or more of each class, or a folder of its own",
+                )
         return splits
 
     @property
