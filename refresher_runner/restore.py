@@ -33,13 +33,13 @@ def saved_by(run: RunDir, name: str) -> Saved:
     return _read(run.checkpoints / f"{name}.pt" if name in ("best", "last", "previous") else Path(name))
 
 
-def newest_of(run: RunDir) -> Saved | None:
-    """What a run would go on from; None where it has saved nothing. Raises CheckpointError where all that it saved is damaged."""
+def newest_spec(run: RunDir) -> Spec | None:
+    """Of what a run would go on from; None where it has saved nothing. Raises CheckpointError where all that it saved is damaged."""
     from refresher_runner.engine import checkpoint
 
     run_id = run.read_record().get("id")
     state = checkpoint.load_newest(run, run_id, lambda warning: None) if run_id else None  # who goes on is told, not who looks
-    return None if state is None else Saved(run.checkpoints, state, _spec_of(state, run.checkpoints))
+    return None if state is None else _spec_of(state, run.checkpoints)
 
 
 def named(path: str) -> Saved:

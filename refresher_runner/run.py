@@ -20,7 +20,7 @@ from refresher_runner.engine.rundir import RunDir, write_atomically
 from refresher_runner.errors import ConfigError, Interrupted, RefresherError, TrainingError
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
-from refresher_runner.restore import Saved, begin, check_fit, named, newest_of, saved_by
+from refresher_runner.restore import Saved, begin, check_fit, named, newest_spec, saved_by
 from refresher_runner.settings import Settings, check, flatten, refuse_changes
 from refresher_runner.spec import DataModule, Loader, Placement
 
@@ -115,14 +115,15 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
     computer = _computer(settings)
     world = computer.world
     data = DATASETS.builder(settings.data.name)(**settings.data.options)
-    own = newest_of(run) if run is not None and (data.learnt or settings.run.init_from) else None
+    own = newest_spec(run) if run is not None and (data.learnt or settings.run.init_from) else None
     origin = named(settings.run.init_from) if settings.run.init_from and own is None else None
     if data.learnt:
-        if earlier := own or origin:
-            data.adopt(earlier.spec)
+        if earlier := origin.spec if origin else own:
+            data.adopt(earlier)
         data.prepare()
     task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
     begun = begin(task, origin) if origin else ""
+    del origin  # as large as the model, or more
     signals.poll()
     data.prepare()
     signals.poll()

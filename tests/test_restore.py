@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,18 @@ from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.errors import CheckpointError
 from refresher_runner.restore import begin, named
+from tests.inside import trained
 from tests.models.build import COLOUR, DIGITS, build
 
 SMOKE = ["trainer=smoke", "trainer.threads=1", "trainer.device=cpu", "trainer.loggers=[console]"]
 TEXT = ["data.tokens=characters", "data.block_size=16", "data.val_fraction=0.0005", "data.test_fraction=0.0005", "model.dim=32"]
 
 
-@pytest.fixture(autouse=True)
-def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 def train(*typed: str) -> RunDir:
-    before = {run.path for run in RunDir.all()}
-    assert main(["train", *SMOKE, *typed]) == 0
-    [made] = [run for run in RunDir.all() if run.path not in before]
-    return made
+    return trained(*SMOKE, *typed)
 
 
 def test_the_averages_are_taken_where_there_are_any() -> None:

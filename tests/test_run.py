@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from refresher_runner.models.cnn import CNN
 from refresher_runner.registry import MODELS, OPTIMIZERS
 from refresher_runner.settings import flatten
 from refresher_runner.spec import Spec
+from tests.inside import trained as train
 from tests.models.build import build
 
 SMOKE = ["trainer=smoke", "trainer.threads=1", "trainer.device=cpu"]
@@ -31,25 +31,7 @@ QUIET = [*SMOKE, "trainer.loggers=[]"]
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "inverse_sqrt")
 
 
-@pytest.fixture(autouse=True)
-def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own; what a command switches for its whole process is switched back."""
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
-    torch.autograd.set_detect_anomaly(False)
-    torch.set_num_threads(1)
-
-
-def train(*typed: str) -> RunDir:
-    """The run that a command line leaves."""
-    before = {run.path for run in RunDir.all("outputs")}
-    assert main(["train", *typed]) == 0
-    [made] = [run for run in RunDir.all("outputs") if run.path not in before]
-    return made
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 def series(run: RunDir, tag: str) -> dict[int, float]:

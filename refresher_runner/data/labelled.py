@@ -10,19 +10,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from refresher_runner.data.class_folders import ClassFolders
 from refresher_runner.data.fetch import sha256
 from refresher_runner.data.python_docs import entries, joined, written
 from refresher_runner.data.sentences import SentenceLoader, Side, side
-from refresher_runner.data.subwords import encode_all, learn_subwords, pieces
-from refresher_runner.data.text import Cut, check_known, content_of, decoded
+from refresher_runner.data.subwords import encode_all, pieces
+from refresher_runner.data.text import Cut, check_known, content_of, decoded, learn
 from refresher_runner.errors import DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, Share
 from refresher_runner.spec import DataModule, LabelledTextBatch, LabelledTextSpec, Placement, Spec
-from refresher_runner.vocabulary import Vocabulary, characters
+from refresher_runner.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Sample = tuple[str, int]  # a text and its label
 KINDS = "topic", "module", "class", "function", "method"  # of what is documented
@@ -48,7 +51,7 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
     batch_size: int
     eval_batch_size: int
     spec: LabelledTextSpec = field(init=False)
-    splits: dict[str, tuple[Side, Sequence[int]]] = field(default_factory=dict, init=False)  # texts and labels
+    splits: dict[str, tuple[Side, NDArray]] = field(default_factory=dict, init=False)  # texts and labels
     digests: dict[str, str] = field(default_factory=dict, init=False)
     known: Vocabulary | None = field(default=None, init=False)
 
@@ -57,6 +60,8 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
 
     def prepare(self) -> None:
         """Raises DataError naming a file or folder."""
+        import numpy as np
+
         if self.splits:
             return
         found, splits, cut = self.read(self.known), {}, 0
@@ -65,7 +70,7 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
                 raise DataError(f"its {split} split holds no text", key="data", cure="a larger share for this split")
             numbers = _encoded(found.vocabulary, [text for text, _ in samples])
             cut += sum(len(text) > self.block_size for text in numbers)
-            labels = [label for _, label in samples]
+            labels = np.array([label for _, label in samples], np.int64)
             splits[split] = side([text[: self.block_size] for text in numbers], len(found.vocabulary)), labels
         if cut:
             total = sum(len(labels) for _, labels in splits.values())
@@ -86,11 +91,9 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
         return self._loader("test", self.eval_batch_size, placement)
 
     def _loader(self, split: str, batch_size: int, placement: Placement) -> SentenceLoader[LabelledTextBatch]:
-        import numpy as np
-
         assert self.splits, "prepare() comes first"
         texts, labels = self.splits[split]
-        columns = [texts.lengths, np.array(labels, np.int64)]
+        columns = texts.lengths, labels
         return SentenceLoader(LabelledTextBatch, [texts], batch_size, placement, train=split == "train", columns=columns)
 
 
@@ -126,7 +129,7 @@ def read_docstrings(tokens: str, vocab_size: int, cut: Cut, known: Vocabulary | 
     found = entries()
     text = joined(found)
     parts = cut(text.content)
-    vocabulary = known or (learn_subwords(pieces(parts["train"]), vocab_size) if tokens == "subwords" else characters(text.content))
+    vocabulary = known or learn(tokens, vocab_size, text.content, pieces(parts["train"]))
     ends = {"train": len(parts["train"]), "val": len(parts["train"]) + len(parts["val"]), "test": len(text.content)}
     splits: dict[str, list[Sample]] = {split: [] for split in ends}
     place = 0
@@ -184,9 +187,8 @@ def read_text_folder(
     files = folders.splits(fractions, split_seed)
     contents = {file: content_of(file, "set data.root to folders of texts") for samples in files.values() for file, _ in samples}
     splits = {split: [(decoded(file, contents[file]).strip(), label) for file, label in samples] for split, samples in files.items()}
-    texts = [text for text, _ in splits["train"]]
     every = "".join(text for samples in splits.values() for text, _ in samples)
-    vocabulary = known or (learn_subwords(texts, vocab_size) if tokens == "subwords" else characters(every))
+    vocabulary = known or learn(tokens, vocab_size, every, [text for text, _ in splits["train"]])
     check_known(vocabulary, every, str(folders.root))
     digests = {file.relative_to(folders.root).as_posix(): sha256(content) for file, content in sorted(contents.items())}
     return Labelled(vocabulary, folders.classes(), splits, digests)

@@ -5,7 +5,7 @@ A text is cut in its own order: training first, then validation, then the test. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -83,7 +83,7 @@ class TextSet(DataModule[TextSpec]):
             return
         content, digests = self.read()
         parts = self.cut(content)
-        vocabulary = self.known or self._learnt(content, parts["train"])
+        vocabulary = self.known or learn(self.tokens, self.vocab_size, content, pieces(parts["train"]))
         check_known(vocabulary, content, next(iter(digests)))
         splits = {split: numbers(vocabulary, part) for split, part in parts.items()}
         for split, found in splits.items():
@@ -110,9 +110,6 @@ class TextSet(DataModule[TextSpec]):
         assert self.splits, "prepare() comes first"
         found, train = torch.from_numpy(self.splits[split]), split == "train"
         return WindowLoader(found, self.block_size, Order(windows(len(found), self.block_size, train), batch_size, placement, train=train))
-
-    def _learnt(self, content: str, train: str) -> Vocabulary:
-        return learn_subwords(pieces(train), self.vocab_size) if self.tokens == "subwords" else characters(content)
 
     def _check(self, split: str, count: int) -> None:
         if windows(count, self.block_size, train=split == "train") < 1:
@@ -161,6 +158,11 @@ class WindowLoader:
             begin = torch.cat(tuple(block)).to(self.spans.device) * self.block_size + shift
             both = (self.spans.index_select(0, begin + ahead).long().to(self.device) for ahead in (0, 1))
             yield from map(TextBatch, *(part.split([len(batch) for batch in block]) for part in both))
+
+
+def learn(tokens: str, vocab_size: int, content: str, train: Sequence[str]) -> Vocabulary:
+    """Subwords of what is trained on, or the characters of all of it."""
+    return learn_subwords(train, vocab_size) if tokens == "subwords" else characters(content)
 
 
 def check_known(vocabulary: Vocabulary, text: str, source: str) -> None:

@@ -13,7 +13,7 @@ text is about. Which of the two is learnt follows from the data: running text, o
 Differs: windows of one text, not pairs of sentences, so there are no segments, no [CLS], no [SEP] and no next-sentence prediction, and
 a class is read from the mean of all tokens, not from [CLS]. As configured, the norm stands before attention and MLP, positions are
 rotary (see `nn/attention`) and 30 % of the tokens are asked for (Wettig et al., "Should You Mask 15% in Masked Language Modeling?", 2023.
-https://arxiv.org/abs/2202.08005): a small model then learns in minutes what it otherwise takes hours for. `model.norm=post
+https://arxiv.org/abs/2202.08005): for a small model and minutes of training. `model.norm=post
 model.positions=learned model.mask_fraction=0.15 model.dropout=0.1` is the paper's.
 
 Letters: B samples, T tokens, C = dim numbers a token, n of the T are asked for, V tokens in the vocabulary; number V is [MASK];
@@ -142,7 +142,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class BERT(Task):
-    """Say what is hidden. Beside it run two baselines, which count the tokens and pairs of all training batches."""
+    """Say what is hidden. Beside it run two baselines, which count the tokens and pairs of the batches that this process trains on."""
 
     goal = Goal("accuracy", "max")
 
