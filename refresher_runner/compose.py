@@ -36,7 +36,7 @@ from omegaconf.resolvers import oc
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.errors import ConfigError, RunError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
-from refresher_runner.settings import Settings, check
+from refresher_runner.settings import Settings, absent, check
 
 CONFIG = "config"  # conf/config.yaml
 LONGEST, DEEPEST = 10_000, 20  # characters and brackets of an override: beyond these the parsers take seconds, or the whole stack
@@ -75,24 +75,34 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[d
 def compose_stored(run: RunDir, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
     """The configuration that a run was made with, and `overrides` of single keys; otherwise as `compose`.
 
-    The file may come from elsewhere, so nothing in it is run, and aliases, which a few bytes can unfold into gigabytes, are refused.
+    A key that came to the top of the configuration since then has today's value; of what a model or a data set was not asked then,
+    nobody knows. The file may come from elsewhere, so nothing in it is run, and aliases, which a few bytes can unfold into gigabytes,
+    are refused. Raises RunError and ConfigError.
     """
     try:
         text = run.config.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise RunError("holds YAML aliases, so no run has written it", key=str(run.config))
         config = OmegaConf.create(text)
-        OmegaConf.set_struct(config, True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise RunError(f"cannot be read ({_say(error)})", key=str(run.config)) from error
     if not isinstance(config, DictConfig):
         raise RunError("is not a configuration", key=str(run.config))
+    for key, value in OmegaConf.load(folders()["main"] / f"{CONFIG}.yaml").items():
+        if key not in ("defaults", "hydra"):
+            config.setdefault(key, value)
+    OmegaConf.set_struct(config, True)
+    written = keys_of(OmegaConf.to_container(config, resolve=False))
     with explained((), None):
         parsed = parse(overrides)
         for override in parsed:
             _refuse(override, {}, config)
         ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
-        return _resolve(config)
+        resolved, stored = _resolve(config)
+    if unasked := next((key for key in absent(resolved) if key not in written), ""):
+        cure = f"write {unasked} into {run.config} as it was then; run.json names the commit"
+        raise RunError("this run was made by an older refresher, which did not ask for it", key=unasked, cure=cure)
+    return resolved, stored
 
 
 def checked(config: Mapping[str, Any], stored: str) -> Settings:

@@ -6,7 +6,7 @@ import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from refresher_runner.engine import signals
 from refresher_runner.engine.launch import as_rank, launch
 from refresher_runner.engine.rundir import RunDir, write_atomically
-from refresher_runner.errors import ConfigError, Interrupted, RefresherError, TrainingError
+from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
-from refresher_runner.restore import Saved, begin, check_fit, named, newest_spec, saved_by
+from refresher_runner.restore import Saved, check_data, check_fit, load_pretrained, newest, pretrained, saved_by
 from refresher_runner.settings import Settings, check, flatten, refuse_changes
 from refresher_runner.spec import DataModule, Loader, Placement
 
@@ -57,10 +57,10 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
 
     computer = _computer(settings)
     saved = saved_by(run, checkpoint)
-    data = DATASETS.builder(settings.data.name)(**settings.data.options)
-    data.adopt(saved.spec)
+    data = _data(settings, saved)
+    check_data(data.spec, saved)
     data.prepare()
-    task = _restored(saved, run, settings, computer)
+    task = _restored(saved, settings, computer)
     loader = _loaders(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
@@ -73,7 +73,7 @@ def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoin
     from refresher_runner.engine.evaluate import autocast
 
     computer = _computer(settings)
-    task = _restored(saved_by(run, checkpoint), run, settings, computer)
+    task = _restored(saved_by(run, checkpoint), settings, computer)
     with torch.no_grad(), autocast(computer.device, computer.precision):  # as the run itself judged it
         yield from task.eval().predict(list(inputs))
 
@@ -114,40 +114,56 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
     """What each process of a run does."""
     computer = _computer(settings)
     world = computer.world
-    data = DATASETS.builder(settings.data.name)(**settings.data.options)
-    own = newest_spec(run) if run is not None and (data.learnt or settings.run.init_from) else None
-    origin = named(settings.run.init_from) if settings.run.init_from and own is None else None
-    if data.learnt:
-        if earlier := origin.spec if origin else own:
-            data.adopt(earlier)
+    with ExitStack() as held:
+        held.callback(world.leave)
+        warnings: list[str] = []
+        saved = None
+        if run is not None:
+            held.enter_context(_held(run, world))
+            saved = newest(run, warnings.append)
+        source = pretrained(settings.run.init_from) if settings.run.init_from and saved is None else None
+        data = _data(settings, saved or source)
+        if saved:
+            check_data(data.spec, saved)
+        task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
+        if saved:
+            check_fit(task, saved.state["task"], saved.path)
+        begun = load_pretrained(task, source, data.spec) if source else ""
+        origin = source.origin() if source else None
+        del source  # as large as the model, or more
+        signals.poll()
         data.prepare()
-    task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
-    begun = begin(task, origin) if origin else ""
-    del origin  # as large as the model, or more
-    signals.poll()
-    data.prepare()
-    signals.poll()
-    world.join(computer.device)
-    try:
+        signals.poll()
+        world.join(computer.device)
         loaders = _loaders(data, settings, computer)
         if run is None:
             run = RunDir(world.from_main(str(_create(settings)) if world.is_main else ""))
-        with run.locked() if world.is_main else nullcontext(), _outcome(run, world):
-            state, sink = _open(run, settings, stored, command, task=task, data=data, computer=computer)
-            try:
-                if begun:
-                    sink.say(begun)
-                trainer = _trainer(run, settings, stored, task=task, data=data, loaders=loaders, computer=computer, state=state, sink=sink)
-                trainer.fit()
-                tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
-                sink.finish(flatten(_parse(stored)), tested)
-                if world.is_main:
-                    run.write_status("finished", step=trainer.progress.step, exit_code=0, test=tested)
-            finally:
-                sink.close()
-    finally:
-        world.leave()
+            held.enter_context(_held(run, world))
+        made = task, data, computer
+        run_id, sink = _open(run, settings, stored, command, *made, saved=saved, origin=origin, warnings=warnings)
+        try:
+            if begun:
+                sink.say(begun)
+            trainer = _trainer(run, run_id, settings, stored, *made, loaders=loaders, saved=saved, sink=sink)
+            del saved
+            trainer.fit()
+            tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
+            sink.finish(flatten(_parse(stored)), tested)
+            if world.is_main:
+                run.write_status("finished", step=trainer.progress.step, exit_code=0, test=tested)
+        finally:
+            sink.close()
     return run
+
+
+def _data(settings: Settings, saved: Saved | None) -> DataModule[Any]:
+    """The data set, its spec known; one that is learnt keeps the vocabulary of what is gone on from, or begun from."""
+    data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    if data.learnt:
+        if saved:
+            data.adopt(saved.spec)
+        data.prepare()
+    return data
 
 
 def _create(settings: Settings) -> RunDir:
@@ -182,54 +198,60 @@ def _loaders(data: DataModule[Any], settings: Settings, computer: Computer) -> M
 
 
 def _open(
-    run: RunDir, settings: Settings, stored: str, command: Sequence[str], *, task: Task, data: DataModule[Any], computer: Computer
-) -> tuple[dict[str, Any], Loggers]:
-    """What to go on from (a new run's is just its identity), with the logs open and cut to the same step."""
+    run: RunDir,
+    settings: Settings,
+    stored: str,
+    command: Sequence[str],
+    task: Task,
+    data: DataModule[Any],
+    computer: Computer,
+    *,
+    saved: Saved | None,
+    origin: Mapping[str, Any] | None,
+    warnings: Sequence[str],
+) -> tuple[str, Loggers]:
+    """The run's id, and its logs, cut to where it goes on from."""
     from refresher_runner.engine import checkpoint
     from refresher_runner.engine.loggers import Loggers, open_loggers, rewind
 
     world = computer.world
     resumed = "id" in run.read_record()
-    run_id = world.from_main(_identify(run, settings, command, task, data, computer) if world.is_main else "")
-    warnings: list[str] = []
-    state = checkpoint.load_newest(run, run_id, warnings.append)
-    if state is not None:
-        check_fit(task, state["task"], run)
-    sink = Loggers([])
-    if world.is_main:
-        checkpoint.clean(run, damaged=bool(warnings))
-        if resumed:
-            _note_sitting(run, command, computer)
-        write_atomically(run.config, stored)
-        run.write_status("running", exit_code=None, error=None, test=None)
-        rewind(run, state["logged"] if state else 0)
-        sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
+    run_id = world.from_main(_identify(run, settings, command, task, data, computer, origin) if world.is_main else "")
+    if not world.is_main:
+        return run_id, Loggers([])
+    checkpoint.clean(run, damaged=bool(warnings))
+    if resumed:
+        _note_sitting(run, command, computer)
+    write_atomically(run.config, stored)
+    run.write_status("running", exit_code=None, error=None, test=None)
+    rewind(run, saved.state["logged"] if saved else 0)
+    sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
     for warning in warnings:
         sink.warn(warning)
-    return state or {"run": run_id}, sink
+    return run_id, sink
 
 
 def _trainer(
     run: RunDir,
+    run_id: str,
     settings: Settings,
     stored: str,
-    *,
     task: Task,
     data: DataModule[Any],
-    loaders: Mapping[str, Loader],
     computer: Computer,
-    state: dict[str, Any],
+    *,
+    loaders: Mapping[str, Loader],
+    saved: Saved | None,
     sink: Loggers,
 ) -> Trainer:
-    """A trainer that stands where `state` does."""
+    """A trainer that stands where the run was saved, or at its beginning."""
     import torch
 
     from refresher_runner.engine.trainer import Trainer
 
     _place(task, settings, computer)
     torch.autograd.set_detect_anomaly(settings.trainer.anomaly)
-    resumed = "task" in state
-    if not resumed:
+    if not saved:
         sink.begin(task, next(loaders["train"].batches(0)), config=stored, graph=settings.trainer.graph)
     trainer = Trainer(
         task,
@@ -240,29 +262,44 @@ def _trainer(
         val=loaders["val"],
         run=run,
         sink=sink,
-        identity={"run": state["run"], "spec": data.spec.to_dict(), "config": stored},
+        identity={"run": run_id, "spec": data.spec.to_dict(), "config": stored},
         device=computer.device,
         precision=computer.precision,
         seed=settings.run.seed,
         world=computer.world,
     )
-    if resumed:
-        trainer.load_state_dict(state)
+    if saved:
+        trainer.load_state_dict(saved.state)
         sink.say(f"resumed {run} at step {trainer.progress.step}")
     return trainer
 
 
-def _identify(run: RunDir, settings: Settings, command: Sequence[str], task: Task, data: DataModule[Any], computer: Computer) -> str:
-    """The run's id, out of run.json, which is written where there is none yet."""
+def _identify(
+    run: RunDir,
+    settings: Settings,
+    command: Sequence[str],
+    task: Task,
+    data: DataModule[Any],
+    computer: Computer,
+    origin: Mapping[str, Any] | None,
+) -> str:
+    """The run's id, out of run.json, which is written where there is none yet.
+
+    Raises CheckpointError where a run that has saved nothing yet would begin with other weights than it did.
+    """
     from refresher_runner.engine.record import git_diff, record_of
 
-    if "id" not in run.read_record():
+    facts = run.read_record()
+    if "id" not in facts:
         run.diff.write_text(git_diff(), encoding="utf-8")
         parameters = sum(p.numel() for p in task.parameters())
         machine = {"device": str(computer.device), "precision": computer.precision, "processes": computer.world.size}
-        facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, **machine)
+        facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, origin=origin, **machine)
         write_atomically(run.record, json.dumps(facts, indent=2) + "\n")
-    return run.read_record()["id"]
+    elif origin and (facts.get("origin") or origin)["sha256"] != origin["sha256"]:
+        problem = "has changed since this run began with it"
+        raise CheckpointError(problem, key="init_from", value=settings.run.init_from, cure="start a new run with refresher train")
+    return facts["id"]
 
 
 def _note_sitting(run: RunDir, command: Sequence[str], computer: Computer) -> None:
@@ -299,6 +336,13 @@ def _parse(text: str) -> Any:
 
 
 @contextmanager
+def _held(run: RunDir, world: World) -> Iterator[None]:
+    """Nobody else works on the run, and how this ends is on disk."""
+    with run.locked() if world.is_main else nullcontext(), _outcome(run, world):
+        yield
+
+
+@contextmanager
 def _outcome(run: RunDir, world: World) -> Iterator[None]:
     """How a run ends is on disk before anyone is told: finished is written by who finished, all else here."""
     import torch
@@ -327,10 +371,10 @@ def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Except
     return TrainingError(f"{type(error).__name__}: {first}", cure=f"the traceback is in {run.log}")
 
 
-def _restored(saved: Saved, run: RunDir, settings: Settings, computer: Computer) -> Task:
+def _restored(saved: Saved, settings: Settings, computer: Computer) -> Task:
     """The task of a run with the weights of one of its checkpoints."""
     task = MODELS.builder(settings.model.name)(saved.spec, **settings.model.options)
-    check_fit(task, saved.state["task"], run)
+    check_fit(task, saved.weights, saved.path)
     task.load_state_dict(saved.weights)
     return _place(task, settings, computer)
 

@@ -10,7 +10,7 @@ from typing import Any
 from refresher_runner.engine.options import RunOptions, ScheduleOptions, TrainerOptions, schema_of
 from refresher_runner.errors import ConfigError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
-from refresher_runner.schema import Option, check_options, check_value
+from refresher_runner.schema import REQUIRED, Option, check_options, check_value
 
 GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
 
@@ -60,6 +60,9 @@ def check(config: Mapping[str, Any]) -> Settings:
     optimizer = _component(config, "optimizer", extra=schedule)
     lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
     _check_companions(model, data, optimizer, trainer)
+    if run.init_from == "last":
+        problem, cure = "would be another run with every run that is made", "the folder of the run: refresher runs lists them"
+        raise ConfigError(problem, key="init_from", value=run.init_from, cure=cure)
     if lr.schedule == "one_cycle" and lr.warmup_steps:
         problem = "one_cycle has a rise of its own"
         raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")
@@ -93,6 +96,17 @@ def schema_for(config: Mapping[str, Any], group: str) -> dict[str, Option]:
         return schema_of(RunOptions)
     extra = schema_of(ScheduleOptions) if group == "optimizer" else {}
     return {"name": Option(str), **GROUPS[group].signature(_name(config, group)).options, **extra}
+
+
+def absent(config: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of options that the groups of a configuration need and lack, as far as the names in these are known."""
+    found = []
+    for group in (*GROUPS, "trainer"):
+        values = config.get(group)
+        if isinstance(values, Mapping) and (group == "trainer" or values.get("name") in GROUPS[group].names()):
+            options = schema_for(config, group).items()
+            found += [f"{group}.{name}" for name, option in options if option.default is REQUIRED and name not in values]
+    return found
 
 
 def _component(config: Mapping[str, Any], kind: str, extra: Mapping[str, Option] | None = None) -> Component:

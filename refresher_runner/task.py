@@ -74,6 +74,10 @@ class Task(nn.Module, ABC):
         """The `predict` verb: paths, words, prompts or ids. Raises UsageError or DataError, naming the input."""
         raise UsageError(f"{type(self).__name__} has nothing to predict from", cure="use `refresher test RUN` instead")
 
+    def class_layers(self) -> Sequence[nn.Module]:
+        """Those whose outputs are the classes, if any: `init_from` leaves them new where classes are others, Muon leaves them to AdamW."""
+        return ()
+
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Decay matrices and kernels, spare biases and norms."""
         params = [p for p in self.parameters() if p.requires_grad]

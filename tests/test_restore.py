@@ -12,7 +12,7 @@ from refresher_runner.cli import main
 from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.errors import CheckpointError
-from refresher_runner.restore import begin, named
+from refresher_runner.restore import load_pretrained, pretrained
 from tests.inside import trained
 from tests.models.build import COLOUR, DIGITS, build
 
@@ -31,7 +31,7 @@ def test_the_averages_are_taken_where_there_are_any() -> None:
     first = train("model=mlp", "trainer.ema_decay=0.5")
     task = build("mlp")
     last = first.checkpoints / "last.pt"
-    told, saved = begin(task, named(str(last))), checkpoint.load(last)
+    told, saved = load_pretrained(task, pretrained(str(last)), DIGITS), checkpoint.load(last)
     assert any(not torch.equal(value, saved["task"][name]) for name, value in saved["ema"].items())
     for name, value in task.state_dict().items():
         if value.is_floating_point():
@@ -57,7 +57,8 @@ def test_what_does_not_fit_stays_new_and_is_told() -> None:
     first = train("model=cnn")
     task = build("cnn", COLOUR)  # three channels, three classes
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    told, saved = begin(task, named(str(first))), named(str(first)).weights
+    saved = pretrained(str(first))
+    told, saved = load_pretrained(task, saved, COLOUR), saved.weights
     taken = {name for name, value in task.state_dict().items() if name in saved and saved[name].shape == value.shape}
     assert 0 < len(taken) < len(before)
     for name, value in task.state_dict().items():
@@ -69,7 +70,7 @@ def test_what_does_not_fit_stays_new_and_is_told() -> None:
 def test_where_nothing_fits() -> None:
     first = train("model=mlp")
     with pytest.raises(CheckpointError, match="holds no weight that fits this model") as caught:
-        begin(build("resnet", DIGITS), named(str(first)))
+        load_pretrained(build("resnet", DIGITS), pretrained(str(first)), DIGITS)
     assert caught.value.cure
 
 

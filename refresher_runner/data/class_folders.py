@@ -28,7 +28,7 @@ class ClassFolders:
         folder = self._training
         names = self._names(folder) if folder.is_dir() else []
         if len(names) < 2:
-            problem = f"holds {len(names)} folders of {self.things}" if folder.is_dir() else "no such folder"
+            problem = f"holds {'but one' if names else 'no'} folder of {self.things}" if folder.is_dir() else "no such folder"
             cure = f"one folder of {self.things} for each of two classes or more"
             raise ConfigError(problem, key="data.root", value=folder, cure=cure)
         return tuple(names)
@@ -69,10 +69,11 @@ class ClassFolders:
         classes = self.classes()
         for name in self._names(folder):
             if name not in classes:
-                raise DataError(f"is no class of the training {self.things}", key=str(folder / name))
+                cure = f"{self.things} of it to train on, or take the folder away"
+                raise DataError(f"is no class of the training {self.things}", key=str(folder / name), cure=cure)
         files: Files = []
         for label, name in enumerate(classes):
-            found = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in self.suffixes]
+            found = [file for file in sorted((folder / name).rglob("*")) if file.suffix.lower() in self.suffixes and file.is_file()]
             if not found and folder == self._training:
                 cure = f"{self.things} end in {' '.join(sorted(self.suffixes))}"
                 raise DataError(f"holds no {self.things}", key=str(folder / name), cure=cure)

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from refresher_runner.data.class_folders import ClassFolders
 from refresher_runner.data.fetch import sha256
+from refresher_runner.data.learnt import LearntSet, vocabulary_of
 from refresher_runner.data.python_docs import entries, joined, written
 from refresher_runner.data.sentences import SentenceLoader, Side, side
-from refresher_runner.data.subwords import encode_all, pieces
-from refresher_runner.data.text import Cut, check_known, content_of, decoded, learn
+from refresher_runner.data.subwords import encode_all
+from refresher_runner.data.text import Cut, content_of, decoded, parts_of
 from refresher_runner.errors import DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, Share
-from refresher_runner.spec import DataModule, LabelledTextBatch, LabelledTextSpec, Placement, Spec
+from refresher_runner.spec import DataModule, LabelledTextBatch, LabelledTextSpec, Placement
 from refresher_runner.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -41,22 +43,11 @@ class Labelled(NamedTuple):
 
 
 @dataclass
-class LabelledTextSet(DataModule[LabelledTextSpec]):
-    """A set that is read whole, once."""
+class LabelledTextSet(LearntSet[LabelledTextSpec]):
+    """Texts, each with a label."""
 
-    learnt: ClassVar[bool] = True
-
-    read: Callable[[Vocabulary | None], Labelled]  # with the vocabulary of another run, or one of its own
-    block_size: int
-    batch_size: int
-    eval_batch_size: int
     spec: LabelledTextSpec = field(init=False)
     splits: dict[str, tuple[Side, NDArray]] = field(default_factory=dict, init=False)  # texts and labels
-    digests: dict[str, str] = field(default_factory=dict, init=False)
-    known: Vocabulary | None = field(default=None, init=False)
-
-    def adopt(self, spec: Spec) -> None:
-        self.known = getattr(spec, "vocabulary", None)
 
     def prepare(self) -> None:
         """Raises DataError naming a file or folder."""
@@ -77,18 +68,6 @@ class LabelledTextSet(DataModule[LabelledTextSpec]):
             logging.getLogger(__name__).warning("%d of %d texts are read up to data.block_size=%d tokens", cut, total, self.block_size)
         self.spec, self.splits = LabelledTextSpec(found.vocabulary, self.block_size, found.classes), splits
         self.digests = found.checksums
-
-    def checksums(self) -> dict[str, str]:
-        return self.digests
-
-    def train_loader(self, placement: Placement) -> SentenceLoader[LabelledTextBatch]:
-        return self._loader("train", self.batch_size, placement)
-
-    def val_loader(self, placement: Placement) -> SentenceLoader[LabelledTextBatch]:
-        return self._loader("val", self.eval_batch_size, placement)
-
-    def test_loader(self, placement: Placement) -> SentenceLoader[LabelledTextBatch]:
-        return self._loader("test", self.eval_batch_size, placement)
 
     def _loader(self, split: str, batch_size: int, placement: Placement) -> SentenceLoader[LabelledTextBatch]:
         assert self.splits, "prepare() comes first"
@@ -127,10 +106,8 @@ def build_docstrings(
 def read_docstrings(tokens: str, vocab_size: int, cut: Cut, known: Vocabulary | None = None) -> Labelled:
     """Entries without their headings, which would tell. One through which a cut goes is left out."""
     found = entries()
-    text = joined(found)
-    parts = cut(text.content)
-    vocabulary = known or learn(tokens, vocab_size, text.content, pieces(parts["train"]))
-    ends = {"train": len(parts["train"]), "val": len(parts["train"]) + len(parts["val"]), "test": len(text.content)}
+    vocabulary, parts, checksums = parts_of(joined(found), cut, tokens, vocab_size, known)
+    ends = dict(zip(parts, accumulate(map(len, parts.values())), strict=True))
     splits: dict[str, list[Sample]] = {split: [] for split in ends}
     place = 0
     for entry in found:
@@ -138,9 +115,7 @@ def read_docstrings(tokens: str, vocab_size: int, cut: Cut, known: Vocabulary | 
         split = next(split for split, end in ends.items() if begin < end)
         if place <= ends[split]:
             splits[split].append((entry[1], KINDS.index(kind(entry[0]))))
-    if not cut.test:
-        splits["test"] = splits["val"]
-    return Labelled(vocabulary, KINDS, splits, text.checksums)
+    return Labelled(vocabulary, KINDS, splits, checksums)
 
 
 def kind(heading: str) -> str:
@@ -183,12 +158,12 @@ def build_text_folder(
 def read_text_folder(
     folders: ClassFolders, tokens: str, vocab_size: int, fractions: dict[str, float], split_seed: int, known: Vocabulary | None = None
 ) -> Labelled:
-    """A file a text. Raises DataError naming a file that is empty, not UTF-8, or of characters that a known vocabulary lacks."""
+    """A file a text. Raises DataError naming a file that is empty or not UTF-8, and what `vocabulary_of` does."""
     files = folders.splits(fractions, split_seed)
     contents = {file: content_of(file, "set data.root to folders of texts") for samples in files.values() for file, _ in samples}
     splits = {split: [(decoded(file, contents[file]).strip(), label) for file, label in samples] for split, samples in files.items()}
     every = "".join(text for samples in splits.values() for text, _ in samples)
-    vocabulary = known or learn(tokens, vocab_size, every, [text for text, _ in splits["train"]])
-    check_known(vocabulary, every, str(folders.root))
-    digests = {file.relative_to(folders.root).as_posix(): sha256(content) for file, content in sorted(contents.items())}
-    return Labelled(vocabulary, folders.classes(), splits, digests)
+    train = [text for text, _ in splits["train"]]
+    vocabulary = vocabulary_of(every, train, tokens, vocab_size, known, source=str(folders.root))
+    listing = "".join(f"{file.relative_to(folders.root).as_posix()} {sha256(content)}\n" for file, content in sorted(contents.items()))
+    return Labelled(vocabulary, folders.classes(), splits, {"names and contents of the texts": sha256(listing.encode())})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+from refresher_runner.data.learnt import LearntSet
 from refresher_runner.data.sentences import SentenceLoader, Side, side
 from refresher_runner.data.subwords import encode_sentences
 from refresher_runner.errors import ConfigError
-from refresher_runner.spec import DataModule, PairBatch, PairSpec, Placement, Spec
+from refresher_runner.spec import PairBatch, PairSpec, Placement, Spec
 from refresher_runner.vocabulary import BEGIN, END, Vocabulary
 
 Pair = tuple[str, str]  # source, target
@@ -27,19 +28,11 @@ class Corpus(NamedTuple):
 
 
 @dataclass
-class PairSet(DataModule[PairSpec]):
-    """A set that is read whole, once. Sentences of more than `block_size` tokens are left out, and counted in one line of the log."""
+class PairSet(LearntSet[PairSpec]):
+    """Pairs, of which those with a sentence of more than `block_size` tokens are left out, and counted in one line of the log."""
 
-    learnt: ClassVar[bool] = True
-
-    read: Callable[[Vocabulary | None], Corpus]  # with the vocabulary of another run, or one of its own
-    block_size: int
-    batch_size: int
-    eval_batch_size: int
     spec: PairSpec = field(init=False)
     splits: dict[str, tuple[Side, Side]] = field(default_factory=dict, init=False)
-    digests: dict[str, str] = field(default_factory=dict, init=False)
-    known: Vocabulary | None = field(default=None, init=False)
 
     def adopt(self, spec: Spec) -> None:
         self.known = spec.source if isinstance(spec, PairSpec) and spec.source == spec.target else None
@@ -59,18 +52,6 @@ class PairSet(DataModule[PairSpec]):
             facts = long + corpus.blank, count + corpus.blank, corpus.blank, long, self.block_size
             logging.getLogger(__name__).warning(told, *facts)
         self.spec, self.splits, self.digests = PairSpec(corpus.source, corpus.target, self.block_size), splits, corpus.checksums
-
-    def checksums(self) -> dict[str, str]:
-        return self.digests
-
-    def train_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
-        return self._loader("train", self.batch_size, placement)
-
-    def val_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
-        return self._loader("val", self.eval_batch_size, placement)
-
-    def test_loader(self, placement: Placement) -> SentenceLoader[PairBatch]:
-        return self._loader("test", self.eval_batch_size, placement)
 
     def _loader(self, split: str, batch_size: int, placement: Placement) -> SentenceLoader[PairBatch]:
         assert self.splits, "prepare() comes first"

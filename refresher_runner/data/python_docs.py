@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from refresher_runner.data.fetch import sha256
-from refresher_runner.data.text import Cut, Text, TextSet
+from refresher_runner.data.text import Cut, Text, TextSet, parts_of
 from refresher_runner.errors import DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, Positive, Share
@@ -41,7 +41,7 @@ def build_python_docs(
 ) -> DataModule[TextSpec]:
     """Python's own documentation, as it is installed: the language's topics, the standard library's docstrings; 2 MB."""
     cut = Cut(val_fraction, test_fraction)
-    return TextSet(read_python_docs, tokens, vocab_size, block_size, batch_size, eval_batch_size, cut)
+    return TextSet(lambda known: parts_of(read_python_docs(), cut, tokens, vocab_size, known), block_size, batch_size, eval_batch_size)
 
 
 def read_python_docs() -> Text:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from refresher_runner.data.learnt import narrowest
 from refresher_runner.spec import Placement
 from refresher_runner.vocabulary import PAD
 
@@ -30,7 +31,7 @@ def side(sentences: Sequence[Sequence[int]], vocab_size: int) -> Side:
     """Sentences of numbers below `vocab_size`, padded to the longest."""
     import numpy as np
 
-    kind = next(kind for kind in (np.uint8, np.int16, np.int32) if vocab_size <= np.iinfo(kind).max + 1)
+    kind = narrowest(vocab_size)
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     numbers = np.full((len(sentences), lengths.max()), PAD, kind)
     numbers[np.arange(lengths.max()) < lengths[:, None]] = np.fromiter(chain.from_iterable(sentences), kind, lengths.sum())

@@ -5,18 +5,19 @@ A text is cut in its own order: training first, then validation, then the test. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from refresher_runner.data.fetch import Published, fetch, sha256
-from refresher_runner.data.subwords import encode_text, learn_subwords, pieces
+from refresher_runner.data.learnt import LearntSet, narrowest, vocabulary_of
+from refresher_runner.data.subwords import encode_text, pieces
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, Positive, Share
-from refresher_runner.spec import DataModule, Placement, Spec, TextBatch, TextSpec
-from refresher_runner.vocabulary import Vocabulary, characters
+from refresher_runner.spec import DataModule, Placement, TextBatch, TextSpec
+from refresher_runner.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """Shares of a text: training before `val`, `val` before `test`. Without a test of its own, a text is tested on its validation part."""
+    """Shares of a text: training before `val`, `val` before `test`, which there need not be."""
 
     val: float
     test: float
@@ -52,55 +53,43 @@ class Cut:
 
     def __call__(self, content: str) -> dict[str, str]:
         val, test = (int(len(content) * (1 - share)) for share in (self.val + self.test, self.test))
-        splits = {"train": content[:val], "val": content[val:test], "test": content[test:]}
-        return splits if self.test else {**splits, "test": splits["val"]}
+        parts = {"train": content[:val], "val": content[val:test]}
+        return parts | {"test": content[test:]} if self.test else parts
+
+
+class Parts(NamedTuple):
+    """A text that is cut: its vocabulary, the splits, and the digests of its files."""
+
+    vocabulary: Vocabulary
+    splits: dict[str, str]
+    checksums: dict[str, str]
+
+
+def parts_of(text: Text, cut: Cut, tokens: str, vocab_size: int, known: Vocabulary | None) -> Parts:
+    """Raises what `vocabulary_of` does."""
+    content, checksums = text
+    splits = cut(content)
+    return Parts(
+        vocabulary_of(content, pieces(splits["train"]), tokens, vocab_size, known, source=next(iter(checksums))), splits, checksums
+    )
 
 
 @dataclass
-class TextSet(DataModule[TextSpec]):
-    """A text that is read whole, once. Characters are those of all of it; subwords are learnt from its training part."""
+class TextSet(LearntSet[TextSpec]):
+    """A text, of whose splits every epoch reads all. Characters are those of all of it; subwords are learnt from its training part."""
 
-    learnt: ClassVar[bool] = True
-
-    read: Callable[[], Text]
-    tokens: Literal["characters", "subwords"]
-    vocab_size: int
-    block_size: int
-    batch_size: int
-    eval_batch_size: int
-    cut: Cut
     spec: TextSpec = field(init=False)
     splits: dict[str, NDArray] = field(default_factory=dict, init=False)  # numbers (N,), of the smallest type that holds them
-    digests: dict[str, str] = field(default_factory=dict, init=False)
-    known: Vocabulary | None = field(default=None, init=False)
-
-    def adopt(self, spec: Spec) -> None:
-        self.known = getattr(spec, "vocabulary", None)
 
     def prepare(self) -> None:
         """Raises DataError naming a file, and ConfigError where a split is shorter than a window."""
         if self.splits:
             return
-        content, digests = self.read()
-        parts = self.cut(content)
-        vocabulary = self.known or learn(self.tokens, self.vocab_size, content, pieces(parts["train"]))
-        check_known(vocabulary, content, next(iter(digests)))
+        vocabulary, parts, digests = self.read(self.known)
         splits = {split: numbers(vocabulary, part) for split, part in parts.items()}
         for split, found in splits.items():
             self._check(split, len(found))
         self.spec, self.splits, self.digests = TextSpec(vocabulary, self.block_size), splits, digests
-
-    def checksums(self) -> dict[str, str]:
-        return self.digests
-
-    def train_loader(self, placement: Placement) -> WindowLoader:
-        return self._loader("train", self.batch_size, placement)
-
-    def val_loader(self, placement: Placement) -> WindowLoader:
-        return self._loader("val", self.eval_batch_size, placement)
-
-    def test_loader(self, placement: Placement) -> WindowLoader:
-        return self._loader("test", self.eval_batch_size, placement)
 
     def _loader(self, split: str, batch_size: int, placement: Placement) -> WindowLoader:
         import torch
@@ -160,23 +149,11 @@ class WindowLoader:
             yield from map(TextBatch, *(part.split([len(batch) for batch in block]) for part in both))
 
 
-def learn(tokens: str, vocab_size: int, content: str, train: Sequence[str]) -> Vocabulary:
-    """Subwords of what is trained on, or the characters of all of it."""
-    return learn_subwords(train, vocab_size) if tokens == "subwords" else characters(content)
-
-
-def check_known(vocabulary: Vocabulary, text: str, source: str) -> None:
-    """Raises DataError, naming what was read, for a character that a vocabulary of characters lacks."""
-    if not vocabulary.merges and (strange := set(text).difference(vocabulary.tokens)):
-        problem = f"holds {min(strange)!r}, a character that the run it begins from does not know"
-        raise DataError(problem, key=source, cure="a run of subwords, or no init_from")
-
-
 def numbers(vocabulary: Vocabulary, text: str) -> NDArray:
     """`vocabulary.encode` of a long text: (N,) uint8, int16 or int32. Every character must be known."""
     import numpy as np
 
-    kind = next(kind for kind in (np.uint8, np.int16, np.int32) if len(vocabulary) <= np.iinfo(kind).max + 1)
+    kind = narrowest(len(vocabulary))
     if vocabulary.merges:
         return encode_text(vocabulary, text).astype(kind)
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -203,7 +180,7 @@ def build_tiny_shakespeare(
     test too: its figures are the best of what was chosen by them.
     """
     cut = Cut(val_fraction, test_fraction)
-    return TextSet(lambda: read_shakespeare(root), tokens, vocab_size, block_size, batch_size, eval_batch_size, cut)
+    return TextSet(lambda known: parts_of(read_shakespeare(root), cut, tokens, vocab_size, known), block_size, batch_size, eval_batch_size)
 
 
 @DATASETS.register("text_file")
@@ -220,7 +197,7 @@ def build_text_file(
 ) -> DataModule[TextSpec]:
     """Your own text: a file, or a folder of .txt files."""
     cut = Cut(val_fraction, test_fraction)
-    return TextSet(lambda: read_text(Path(root)), tokens, vocab_size, block_size, batch_size, eval_batch_size, cut)
+    return TextSet(lambda known: parts_of(read_text(Path(root)), cut, tokens, vocab_size, known), block_size, batch_size, eval_batch_size)
 
 
 def read_shakespeare(root: str) -> Text:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from refresher_runner.data.fetch import Published, fetch, sha256
+from refresher_runner.data.learnt import refuse_contradiction
 from refresher_runner.data.pairs import Corpus, Pair, PairSet
 from refresher_runner.data.subwords import learn_subwords
 from refresher_runner.data.text import content_of, decoded
@@ -100,6 +101,8 @@ def read_translation(
     if few := next((split for split, pairs in splits.items() if not pairs), ""):
         problem = f"{len(sound)} pairs are too few for a {few} split"
         raise DataError(problem, key=str(root), cure="more pairs, or other data.val_fraction and data.test_fraction")
+    if known:
+        refuse_contradiction(known, "subwords", vocab_size)
     vocabulary = known or learn_subwords((sentence for pair in splits["train"] for sentence in pair), vocab_size, SPECIAL, sentences=True)
     return Corpus(vocabulary, vocabulary, splits, len(pairs) - len(sound), digests)
 

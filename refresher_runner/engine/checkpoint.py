@@ -57,7 +57,7 @@ def load(path: Path, run_id: str | None = None) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged or foreign file makes torch raise any of a dozen types
         raise CheckpointError(f"damaged, or not a checkpoint ({type(error).__name__})", key=str(path)) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("task"), dict):
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not _is_whole(state):
         raise CheckpointError("not a checkpoint of this version of refresher", key=str(path))
     if run_id is not None and state.get("run") != run_id:
         raise CheckpointError("belongs to another run", key=str(path))
@@ -96,6 +96,11 @@ def clean(run: RunDir, *, damaged: bool) -> None:
         aside.unlink(missing_ok=True)
     if damaged:
         os.replace(run.checkpoints / "last.pt", run.checkpoints / "damaged.pt")
+
+
+def _is_whole(state: Mapping[str, Any]) -> bool:
+    """Whether what is read of a checkpoint by name is there, and of its kind."""
+    return isinstance(state.get("task"), dict) and all(isinstance(state.get(name) or {}, dict) for name in ("ema", "spec", "progress"))
 
 
 def _verify(path: Path) -> None:

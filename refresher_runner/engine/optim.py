@@ -57,12 +57,16 @@ def build_rmsprop(
 def build_muon(
     task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, ns_steps: Positive, weight_decay: NonNegativeFloat
 ) -> Optimizer | Together:
-    """Muon (Jordan et al., 2024) for matrices, AdamW for everything else, embeddings too; one lr suits both (Liu et al., 2025, eq. 4)."""
-    embeddings = {module.weight for module in task.modules() if isinstance(module, nn.Embedding)}
+    """Muon (Jordan et al., 2024) for the matrices between, AdamW for all else, embeddings and what says the classes too.
+
+    One lr suits both (Liu et al., 2025, eq. 4).
+    """
+    ends = [*(module for module in task.modules() if isinstance(module, nn.Embedding)), *task.class_layers()]
+    spared = {parameter for module in ends for parameter in module.parameters()}
     matrices, others = [], []
     for group in task.param_groups(weight_decay):
         for param in group["params"]:
-            chosen = matrices if param.ndim == 2 and param not in embeddings else others
+            chosen = matrices if param.ndim == 2 and param not in spared else others
             chosen.append({"params": [param], "weight_decay": group["weight_decay"]})
     parts: list[Optimizer] = []
     if matrices:

@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from refresher_runner.metrics.views import Through
+from refresher_runner.metrics.wrappers import Through
 from refresher_runner.report import Matrix, PRCurve
 from refresher_runner.task import Metric
 

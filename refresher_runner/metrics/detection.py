@@ -15,7 +15,7 @@ from torchmetrics import Metric as TorchMetric
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.utilities.data import dim_zero_cat
 
-from refresher_runner.metrics.views import Part
+from refresher_runner.metrics.wrappers import Part
 from refresher_runner.nn.detect import SHOWN, Detections, Truth
 from refresher_runner.report import Matrix, PRCurve
 from refresher_runner.task import Metric

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric as TorchMetric
 from torchmetrics.utilities import dim_zero_cat
 
-from refresher_runner.metrics.views import Through
+from refresher_runner.metrics.wrappers import Through
 from refresher_runner.nn.tokens import token_names
 from refresher_runner.report import Matrix
 from refresher_runner.task import Metric

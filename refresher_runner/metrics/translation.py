@@ -19,7 +19,7 @@ from torchmetrics import Metric as TorchMetric
 from torchmetrics.utilities import dim_zero_cat
 
 from refresher_runner.metrics.language import language_metrics
-from refresher_runner.metrics.views import Part
+from refresher_runner.metrics.wrappers import Part
 from refresher_runner.report import Text
 from refresher_runner.task import Metric
 from refresher_runner.vocabulary import END, Vocabulary

@@ -171,7 +171,7 @@ class BERT(Task):
     def metrics(self) -> dict[str, Metric]:
         """Of the hidden tokens alone, with the accuracy of the baselines on the same."""
         from refresher_runner.metrics.language import TokenAccuracy, language_metrics  # imports torchmetrics, which takes seconds
-        from refresher_runner.metrics.views import Through
+        from refresher_runner.metrics.wrappers import Through
 
         counted = ["unigram", "bigram"] if self.counts.pairs else ["unigram"]
         baselines = {f"accuracy_{name}": Through(TokenAccuracy(), prepare=attrgetter(name)) for name in counted}
@@ -250,6 +250,9 @@ class BERTClassifier(Task):
         x = self.encoder(tokens, real[:, None, None])
         mean = (x * real[..., None]).sum(1) / lengths[:, None]
         return self.classes(self.dropout(mean))
+
+    def class_layers(self) -> list[nn.Module]:
+        return [self.classes]
 
     def metrics(self) -> dict[str, Metric]:
         from refresher_runner.metrics.classification import classification_metrics  # imports torchmetrics, which takes seconds

@@ -146,6 +146,10 @@ class YOLO(Detector):
         counts = torch.tensor([n * n for n in sides])
         self.register_buffer("strides", torch.tensor(STRIDES).repeat_interleave(counts)[:, None].float(), persistent=False)
 
+    def class_layers(self) -> list[nn.Module]:
+        """The last of each grid; those of its boxes serve any class."""
+        return [head.classes[-1] for head in self.network.heads]  # type: ignore[union-attr]
+
     def boxes(self, raw: Tensor) -> Tensor:
         """Section 2.1, in strides: b_xy = c_xy + t_xy and b_wh = p_wh exp(t_wh): raw (..., N, 4 or more) -> boxes (..., N, 4)"""
         xy = self.centres + self.strides * raw[..., :2]

@@ -117,6 +117,10 @@ class YOLOv1(Detector):
         super().__init__(spec, network, iou)
         self.grid, self.boxes, self.lambda_coord, self.lambda_noobj = grid, boxes, lambda_coord, lambda_noobj
 
+    def class_layers(self) -> list[nn.Module]:
+        """The last, which says boxes too."""
+        return [layer for layer in self.network.head.modules() if [*layer.parameters(recurse=False)]][-1:]
+
     def read(self, raw: Tensor) -> Cells:
         boxes, classes = raw.split([5 * self.boxes, self.spec.num_classes], -1)
         boxes = boxes.unflatten(-1, (self.boxes, 5))

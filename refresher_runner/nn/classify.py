@@ -34,6 +34,10 @@ class Classifier(Task):
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         return Output(loss) if self.training else Output(loss, preds=logits.float(), targets=batch.labels)
 
+    def class_layers(self) -> list[nn.Module]:
+        """The last of the network that has weights."""
+        return [layer for layer in self.network.modules() if [*layer.parameters(recurse=False)]][-1:]
+
     def metrics(self) -> dict[str, Metric]:
         from refresher_runner.metrics.classification import classification_metrics  # imports torchmetrics, which takes seconds
 

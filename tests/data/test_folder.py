@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,12 +159,13 @@ def test_no_damage_escapes_as_another_error(tmp_path, suffix):
     ("make", "words"),
     [
         (lambda root: None, "no such folder"),
-        (lambda root: root.mkdir(), "holds 0 folders"),
-        (lambda root: draw(root / "a", 3), "holds 1 folders"),
+        (lambda root: root.mkdir(), "holds no folder of pictures"),
+        (lambda root: draw(root / "a", 3), "holds but one folder of pictures"),
     ],
 )
-def test_a_root_without_classes_is_named(tmp_path, make, words):
-    root = tmp_path / "pictures"
+def test_a_root_without_classes_is_named(tmp_path, monkeypatch, make, words):
+    monkeypatch.chdir(tmp_path)
+    root = Path("pictures")
     make(root)
     with pytest.raises(ConfigError, match=words) as caught:
         folder(root)
@@ -178,8 +180,9 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
         prepared(tmp_path)
     draw(tmp_path / "train" / "b", 3)
     draw(tmp_path / "val" / "c", 3)
-    with pytest.raises(DataError, match=r"val.c: is no class"):
+    with pytest.raises(DataError, match=r"val.c: is no class") as caught:
         prepared(tmp_path)
+    assert "to train on" in caught.value.cure
 
 
 def test_too_few_pictures_to_cut_from(tmp_path):

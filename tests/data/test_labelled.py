@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refresher_runner.data.labelled import KINDS, Labelled, LabelledTextSet, build_docstrings, build_text_folder, kind, read_docstrings
-from refresher_runner.data.python_docs import entries, read_python_docs
+from refresher_runner.data.python_docs import build_python_docs, entries, read_python_docs
 from refresher_runner.data.text import Cut
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.spec import LabelledTextSpec, Placement, Spec, TextSpec
@@ -121,8 +121,24 @@ def test_docstrings_as_a_set():
     assert sum(len(batch.labels) for batch in data.test_loader(ONE).batches(0)) == sum(
         len(batch.labels) for batch in data.val_loader(ONE).batches(0)
     ), "without a test of its own it is tested on validation"
+    assert [*data.splits] == ["train", "val"], "it is encoded once"
     (digest,) = data.checksums().values()
     assert len(digest) == 64
+
+
+def test_subwords_of_docstrings_are_those_of_python_docs():
+    """What was pre-trained on the one reads the other."""
+    sizes = {"vocab_size": 400, "block_size": 16, "batch_size": 4, "eval_batch_size": 4, "val_fraction": 0.4, "test_fraction": 0.4}
+    cut = Cut(0.4, 0.4)
+    data = build_python_docs(tokens="subwords", **sizes)
+    data.prepare()
+    assert len(data.spec.vocabulary) == 400
+    assert read_docstrings("subwords", 400, cut).vocabulary == data.spec.vocabulary
+
+
+def test_docstrings_with_a_character_that_the_checkpoint_lacks():
+    with pytest.raises(DataError, match=r"documentation of Python .*: holds '.*', a character that the vocabulary of the checkpoint lacks"):
+        read_docstrings("characters", 0, Cut(0.1, 0.1), characters("abc"))
 
 
 # -------------------------------------------------------------------- one's own
@@ -159,7 +175,29 @@ def test_a_folder_for_each_class(tmp_path, tokens):
     found = {split: texts(data, split) for split in ("train", "val", "test")}
     assert {split: len(those) for split, those in found.items()} == {"train": 8, "val": 4, "test": 4}
     assert set().union(*found.values()) == {(f"{name} {n}", name) for name in ("good", "bad") for n in range(8)}
-    assert len(data.checksums()) == 16
+
+
+def test_a_record_of_texts_has_one_digest_of_names_and_contents(tmp_path):
+    """A thousand texts are not a thousand lines of run.json."""
+    lay_out(tmp_path)
+
+    def digest() -> str:
+        (found,) = folder(tmp_path).checksums().values()
+        return found
+
+    before = digest()
+    (tmp_path / "good" / "0.txt").write_text("good 0!", encoding="utf-8")
+    changed = digest()
+    (tmp_path / "good" / "0.txt").rename(tmp_path / "good" / "zero.txt")
+    assert len({before, changed, digest()}) == 3
+
+
+def test_a_folder_is_no_text(tmp_path):
+    lay_out(tmp_path)
+    (tmp_path / "good" / "more.txt").mkdir()
+    (tmp_path / "good" / "more.txt" / "8.txt").write_text("good 8", encoding="utf-8")
+    data = folder(tmp_path)
+    assert sum(len(labels) for _, labels in data.splits.values()) == 17
 
 
 def test_folders_of_splits_are_kept(tmp_path):
@@ -181,7 +219,7 @@ def test_the_vocabulary_of_another_run_is_kept(tmp_path):
     (tmp_path / "good" / "new.txt").write_text("Ö", encoding="utf-8")
     data = build_text_folder(root=str(tmp_path), **OPTIONS)
     data.adopt(TextSpec(known, 99))
-    with pytest.raises(DataError, match="'Ö', a character that the run it begins from does not know"):
+    with pytest.raises(DataError, match="'Ö', a character that the vocabulary of the checkpoint lacks"):
         data.prepare()
 
 
@@ -189,7 +227,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         folder(tmp_path / "none")
     lay_out(tmp_path / "one", names=("good",))
-    with pytest.raises(ConfigError, match="holds 1 folders of texts"):
+    with pytest.raises(ConfigError, match="holds but one folder of texts"):
         folder(tmp_path / "one")
     lay_out(tmp_path / "two")
     (tmp_path / "two" / "bad" / "3.txt").write_bytes(b"\xff")

@@ -240,9 +240,13 @@ def test_a_cut_is_complete_and_in_order(val, test):
     assert abs(len(splits["val"]) - 1000 * val) <= 1 and abs(len(splits["test"]) - 1000 * test) <= 1
 
 
-def test_without_a_test_the_validation_part_is_tested():
-    splits = Cut(0.1, 0.0)("x" * 99 + "y")
-    assert splits["test"] == splits["val"] == "x" * 9 + "y"
+def test_without_a_test_the_validation_part_is_tested(tmp_path):
+    assert Cut(0.1, 0.0)("x" * 90 + "abcdefghij") == {"train": "x" * 90, "val": "abcdefghij"}
+    data = text_file(tmp_path, PROSE, test_fraction=0.0)
+    assert [*data.splits] == ["train", "val"], "it is encoded once"
+    tested, validated = (list(loader.batches(0)) for loader in (data.test_loader(ONE), data.val_loader(ONE)))
+    assert tested
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(tested, validated, strict=True))
     with pytest.raises(ConfigError, match=r"data\.test_fraction=0.5: with data\.val_fraction=0.5 leaves nothing"):
         Cut(0.5, 0.5)
 
