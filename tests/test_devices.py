@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from refresher_runner.data.text import build_text_file
 from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.registry import OPTIMIZERS
+from refresher_runner.spec import Placement
 
 DRAWS = [
     *("model=cnn", "model.dropout=0", "model.batch_norm=false", "data=digits"),
@@ -124,6 +127,39 @@ def test_two_processes_are_one(alone: RunDir, tmp_path: Path, strategy: str) -> 
 @pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS.names()} - {"muon", "sgd"}))  # muon is refused, sgd is above
 def test_every_optimizer_steps_on_shards(tmp_path: Path, optimizer: str) -> None:
     said(start(["train", "model=mlp", f"optimizer={optimizer}", *SHORT, *TWO, "trainer.strategy=fsdp", "trainer.loggers=[]"], tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_another_runs_weights_as_one_does(alone: RunDir, tmp_path: Path) -> None:
+    begun = []
+    for number, devices in enumerate(([], TWO)):
+        (tmp_path / str(number)).mkdir()
+        said(start(["train", *SAME, f"init_from={alone.path}", "seed=3", *devices], tmp_path / str(number)))
+        begun.append(RunDir.find("last", tmp_path / str(number) / "outputs"))
+    one, two = begun
+    assert is_the_same(two, one)
+    assert two.log.read_text(encoding="utf-8").count("begins with") == 1
+    assert two.read_record()["origin"] == one.read_record()["origin"]
+    assert two.read_record()["origin"]["run"] == alone.read_record()["id"]
+
+
+def test_two_processes_count_all_that_they_train_on(tmp_path: Path) -> None:
+    """Each counts what the other sees too: the windows of every global batch."""
+    (tmp_path / "text.txt").write_text("She sells sea shells by the sea shore.\n" * 60, encoding="utf-8")
+    options = {"tokens": "characters", "block_size": 16, "batch_size": 8, "eval_batch_size": 8, "val_fraction": 0.1, "test_fraction": 0.1}
+    typed = [f"data.{key}={value}" for key, value in options.items()]
+    bert = ["model=bert", "model.dim=32", "model.depth=1", "data=text_file", "data.root=text.txt"]
+    said(start(["train", *bert, *typed, *SHORT, *TWO], tmp_path))
+    task = checkpoint.load(RunDir.find("last", tmp_path / "outputs").checkpoints / "last.pt")["task"]
+
+    data = build_text_file(root=str(tmp_path / "text.txt"), vocab_size=300, **options)
+    data.prepare()
+    epochs = (islice(data.train_loader(Placement()).batches(epoch), 3) for epoch in (0, 1))  # SHORT: four steps, three an epoch
+    seen = [*islice(chain.from_iterable(epochs), 4)]
+    v = len(data.spec.vocabulary)
+    assert torch.equal(task["counts.unigrams"], torch.cat([batch.targets.flatten() for batch in seen]).bincount(minlength=v))
+    pairs = torch.cat([(batch.tokens * v + batch.targets).flatten() for batch in seen]).bincount(minlength=v * v).view(v, v)
+    assert torch.equal(task["counts.bigrams"].long(), pairs)
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class BERT(Task):
-    """Say what is hidden. Beside it run two baselines, which count the tokens and pairs of the batches that this process trains on."""
+    """Say what is hidden. Beside it run two baselines, which count the tokens and pairs of all that it is trained on."""
 
     goal = Goal("accuracy", "max")
 
@@ -158,8 +158,8 @@ class BERT(Task):
         truth = batch.tokens.gather(1, read.positions)
         logits = self.fill(read)
         loss = F.cross_entropy(logits.flatten(0, 1), truth.flatten())
+        self.counts.count(batch)
         if self.training:
-            self.counts.count(batch)
             return Output(loss)
         return Output(loss, preds=Guesses(logits.float(), *self.counts.fill(batch, read.positions)), targets=truth)
 

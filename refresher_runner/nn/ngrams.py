@@ -1,8 +1,9 @@
-"""What counting knows of a text, for models of language to be measured against. Letters as there: V tokens, B windows of T tokens."""
+"""What counting alone knows of a text: baselines for models of language. Letters: V tokens in the vocabulary, B windows of T tokens."""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from refresher_runner.spec import TextBatch
@@ -12,7 +13,7 @@ PRIOR = 0.1  # added to every count
 
 
 class NGrams(nn.Module):
-    """How often each token, and each pair of neighbours, was seen: a baseline that fills gaps, and travels with the weights."""
+    """How often each token, and each pair of neighbours, was seen in training: a baseline that fills gaps, and is saved as a weight is."""
 
     unigrams: Tensor  # (V,), times a token was seen
     bigrams: Tensor  # (V, V), times it was seen before another; empty where V is large
@@ -24,8 +25,10 @@ class NGrams(nn.Module):
         self.register_buffer("bigrams", torch.zeros((vocab_size, vocab_size) if self.pairs else (0, 0), dtype=torch.int32))
 
     def count(self, batch: TextBatch) -> None:
-        """Every token of these windows, and what comes after it."""
-        before, after = batch.tokens.flatten(), batch.targets.flatten()
+        """Every token of these windows, and of those that other ranks have, with what comes after it. Nothing in evaluation."""
+        if not self.training:
+            return
+        before, after = (of_all_ranks(part).flatten() for part in batch)
         self.unigrams.index_add_(0, after, torch.ones_like(after))
         if self.pairs:
             self.bigrams.view(-1).index_add_(0, before * len(self.unigrams) + after, torch.ones_like(after, dtype=torch.int32))
@@ -45,3 +48,12 @@ class NGrams(nn.Module):
         following = torch.where(first, self.unigrams, self.bigrams[before])  # (B, n, V)
         leading = (self.bigrams.mT[after] + PRIOR).log() - (self.unigrams + PRIOR * len(self.unigrams)).log()
         return unigram, (following + PRIOR).log() + leading
+
+
+def of_all_ranks(part: Tensor) -> Tensor:
+    """What each rank has, all of one shape, one after another."""
+    if not dist.is_initialized():
+        return part
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
