@@ -263,7 +263,7 @@ class DataModule(ABC, Generic[S]):
     learnt: ClassVar[bool] = False  # whether the spec is learnt from the data, and known only after `prepare`
 
     def adopt(self, spec: Spec) -> None:
-        """Before `prepare` of a set whose spec is learnt: the spec of a run that is gone on from, whose vocabulary is kept."""
+        """Keep the vocabulary of this spec, out of a checkpoint. Called before `prepare`; only sets that are learnt have one to keep."""
 
     @abstractmethod
     def prepare(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -244,6 +245,46 @@ def test_the_same_command_gives_the_same_bits() -> None:
     assert not same(one, third)
     told = [{key: value for key, value in flatten(run.read_status()).items() if key != "updated"} for run in (one, other)]
     assert told[0] == told[1]
+
+
+# ---------------------------------------------------------------- runs of an older refresher
+
+
+def rewritten(run: RunDir, *absent: str) -> None:
+    """Its config.yaml as it was before there were these keys."""
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    for key in absent:
+        *groups, name = key.split(".")
+        del (config[groups[0]] if groups else config)[name]
+    run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def test_a_run_from_before_a_key_of_the_top_is_used_as_any() -> None:
+    run = train("model=mlp", *QUIET)
+    Image.effect_noise((8, 8), 50).save("picture.png")
+    for typed in (["test", str(run)], ["predict", str(run), "picture.png"], ["resume", str(run), "trainer.duration=6 steps"]):
+        rewritten(run, *({"init_from", "tags"} & {*yaml.safe_load(run.config.read_text(encoding="utf-8"))}))
+        assert main(typed) == 0, typed
+    assert run.read_status()["step"] == 6
+    assert yaml.safe_load(run.config.read_text(encoding="utf-8"))["init_from"] is None
+
+
+@pytest.mark.parametrize("key", ["model.activation", "data.pad", "optimizer.warmup_steps", "trainer.histograms"])
+def test_a_run_from_before_an_option_says_so(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it was then, nobody knows: today's value may be another."""
+    run = train("model=mlp", *QUIET)
+    whole = run.config.read_text(encoding="utf-8")
+    rewritten(run, key)
+    for typed in (["test", str(run)], ["predict", str(run), "picture.png"], ["resume", str(run), "trainer.duration=6 steps"]):
+        capsys.readouterr()
+        assert main(typed) == 2
+        error, hint = capsys.readouterr().err.splitlines()
+        assert error == f"error: {key}: this run was made by an older refresher, which did not ask for it"
+        assert f"write {key} into {run.config}" in hint
+    run.config.write_text(whole, encoding="utf-8")
+    assert main(["test", str(run)]) == 0
+    assert main(["test", str(run), f"~{key}"]) == 2
+    assert f"error: {key}: needs a value" in capsys.readouterr().err, "which the user took away"
 
 
 # ---------------------------------------------------------------- predictions

@@ -1,4 +1,4 @@
-"""Texts that are told apart, sentences say: batches of such as are about as long as one another, from memory. Free of torch and numpy."""
+"""Separate texts, sentences for instance, in batches of about one length, from memory. Free of torch and numpy until used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOL = 100  # batches whose sentences are sorted by length together: enough to l
 
 
 class Side(NamedTuple):
-    """The sentences of one language: numbers (N, L), of the smallest type that holds them, each its first lengths[n], then PAD."""
+    """Sentences of one language: numbers (N, L), of the smallest type that holds them; row n is lengths[n] numbers, then PAD."""
 
     numbers: NDArray
     lengths: NDArray
@@ -39,11 +39,12 @@ def side(sentences: Sequence[Sequence[int]], vocab_size: int) -> Side:
 
 
 class SentenceLoader(Generic[B]):
-    """Batches of sentences held in memory, on the device if it is CUDA. Sides belong together, each padded to its longest of a batch.
+    """Batches of sentences held in memory, on the device if it is CUDA.
 
-    A batch is `kind(*sides, *columns)`, where columns hold one number for each sentence. Training: of the epoch's shuffle every POOL
-    batches are sorted, by their longest side and then by the first, and cut anew; the batches come in random order. Evaluation: all
-    are sorted, in an order of batches that never changes. Each rank takes every world_size-th sentence of a batch, padded like all of it.
+    A batch is `kind(*sides, *columns)`: each side padded to its longest sentence there, each column one number a sentence. In training
+    the epoch's shuffle is cut into pools of POOL batches; a pool is sorted by the longer side, then by the first, and cut into
+    batches, which come in random order. In evaluation all is one pool, and the order is always the same. Each rank takes every
+    world_size-th sentence of a batch, padded as the whole batch is.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SentenceLoader(Generic[B]):
             yield self.kind(*(part.index_select(0, share).long().to(device) for part in (*cut, *self.columns)))
 
     def buckets(self, epoch: int) -> list[Tensor]:
-        """The numbers of the sentences of every batch of all ranks, each (B,) int64."""
+        """Which sentences (B,) int64 each global batch holds."""
         import torch
 
         from refresher_runner.data.loaders import mix

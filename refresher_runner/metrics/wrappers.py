@@ -1,4 +1,4 @@
-"""Metrics made of others: of a part of what a task gives, or as a part of what is measured at once."""
+"""Wrappers of torchmetrics: one that looks at a part of what a task gives, and one that shows a part of what another measures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmetrics import Metric as TorchMetric
 
 
 class Through(nn.Module):
-    """A metric of `prepare(preds)`, whose value is reported as `show(value)`."""
+    """A metric of `prepare(preds)`, reported as `show(value)`."""
 
     def __init__(
         self, metric: TorchMetric, *, prepare: Callable[[Tensor], Tensor] = lambda preds: preds, show: Callable[[Tensor], Any] = lambda v: v
@@ -26,9 +26,9 @@ class Through(nn.Module):
 
 
 class Part(nn.Module):
-    """One of several values that are measured together: `show` makes it of what `whole` computes, which it does once.
+    """One of several metrics that share a computation, `whole`; `show` takes this one out of its result.
 
-    Each part is given every batch; the first to come with a batch has it measured for them all.
+    Every part is updated with every batch, and the first of them passes it on to `whole`.
     """
 
     def __init__(self, whole: TorchMetric, show: Callable[[Mapping[str, Tensor]], Any]):

@@ -13,19 +13,19 @@ PRIOR = 0.1  # added to every count
 
 
 class NGrams(nn.Module):
-    """How often each token, and each pair of neighbours, was seen in training: a baseline that fills gaps, and is saved as a weight is."""
+    """How often each token, and each pair of neighbours, occurred in training, saved with the weights; gaps are filled from that."""
 
-    unigrams: Tensor  # (V,), times a token was seen
-    bigrams: Tensor  # (V, V), times it was seen before another; empty where V is large
+    unigrams: Tensor  # (V,), of each token
+    bigrams: Tensor  # (V, V), of each before each; empty where V is large
 
     def __init__(self, vocab_size: int):
         super().__init__()
-        self.pairs = vocab_size <= LARGEST  # whether these are counted
+        self.pairs = vocab_size <= LARGEST  # whether pairs are counted
         self.register_buffer("unigrams", torch.zeros(vocab_size, dtype=torch.int64))
         self.register_buffer("bigrams", torch.zeros((vocab_size, vocab_size) if self.pairs else (0, 0), dtype=torch.int32))
 
     def count(self, batch: TextBatch) -> None:
-        """Every token of these windows, and of those that other ranks have, with what comes after it. Nothing in evaluation."""
+        """The tokens and pairs of these windows, and of those of the other ranks. In evaluation, nothing."""
         if not self.training:
             return
         before, after = (of_all_ranks(part).flatten() for part in batch)
@@ -34,24 +34,24 @@ class NGrams(nn.Module):
             self.bigrams.view(-1).index_add_(0, before * len(self.unigrams) + after, torch.ones_like(after, dtype=torch.int32))
 
     def fill(self, batch: TextBatch, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """For every token its log p at each position (B, n), up to a constant: of the unigram and of the bigram, (B, n, V) each.
+        """The log p of every token at each position (B, n), up to a constant: by unigrams and by bigrams, (B, n, V) each.
 
-        The unigram knows nothing of the text. The bigram takes it for a Markov chain and is told the true tokens beside, whatever
-        stands there: p(x | before, after) ~ p(x | before) p(after | x).
+        By unigrams it does not depend on the text. By bigrams the text is a Markov chain whose true neighbours are given, hidden or
+        not: p(x | before, after) ~ p(x | before) p(after | x).
         """
         unigram = (self.unigrams + PRIOR).log().expand(*positions.shape, -1)
         if not self.pairs:
             return unigram, None
         before = batch.tokens.gather(1, (positions - 1).clamp(min=0))
         after = batch.targets.gather(1, positions)
-        first = (positions == 0)[..., None]  # of the window: nothing is before it
+        first = (positions == 0)[..., None]  # of the window: its neighbour before is not known
         following = torch.where(first, self.unigrams, self.bigrams[before])  # (B, n, V)
         leading = (self.bigrams.mT[after] + PRIOR).log() - (self.unigrams + PRIOR * len(self.unigrams)).log()
         return unigram, (following + PRIOR).log() + leading
 
 
 def of_all_ranks(part: Tensor) -> Tensor:
-    """What each rank has, all of one shape, one after another."""
+    """Tensors of one shape, one from each rank, concatenated on every rank."""
     if not dist.is_initialized():
         return part
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,8 +288,9 @@ def test_a_split_without_pictures(three):
     ("make", "words"),
     [(lambda root: None, "no such folder"), (lambda root: root.mkdir(), r"holds no annotations/instances_train\*\.json")],
 )
-def test_a_root_of_another_layout_is_named(tmp_path, make, words):
-    root = tmp_path / "pictures"
+def test_a_root_of_another_layout_is_named(tmp_path, monkeypatch, make, words):
+    monkeypatch.chdir(tmp_path)
+    root = Path("pictures")
     make(root)
     with pytest.raises(ConfigError, match=words) as caught:
         folder(root)

@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,8 +272,9 @@ def test_a_split_without_pictures(three):
         (lambda root: (root / "Annotations").mkdir(parents=True) or (root / "Annotations/a.xml").write_text(""), "holds no JPEGImages"),
     ],
 )
-def test_a_root_of_another_layout_is_named(tmp_path, make, words):
-    root = tmp_path / "pictures"
+def test_a_root_of_another_layout_is_named(tmp_path, monkeypatch, make, words):
+    monkeypatch.chdir(tmp_path)
+    root = Path("pictures")
     make(root)
     with pytest.raises(ConfigError, match=words) as caught:
         folder(root)

@@ -329,11 +329,12 @@ def test_numbers_may_be_names(three):
 
 @pytest.mark.parametrize(("make", "words"), [(lambda root: None, "no such folder"), (os.mkdir, r"holds no data\.yaml")])
 def test_a_root_of_another_layout_is_named(tmp_path, make, words):
-    make(tmp_path / "pictures")
+    root = tmp_path / "pictures"
+    make(root)
     with pytest.raises(ConfigError, match=words) as caught:
-        folder(tmp_path / "pictures")
+        folder(root)
     assert caught.value.key == "data.root"
-    assert str(tmp_path / "pictures") in str(caught.value)
+    assert str(root)[:60] in str(caught.value), "of a long path the beginning"
 
 
 def test_the_record_changes_with_pictures_and_boxes(three):

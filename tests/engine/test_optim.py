@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch.optim import lr_scheduler
 
 from refresher_runner.engine.optim import Together, lr_factor
 from refresher_runner.registry import OPTIMIZERS
+from refresher_runner.spec import LabelledTextSpec
 from tests.engine.toy import Toy, schedule
-from tests.models.build import build
+from tests.models.build import DIGITS, build
 from tests.models.text import CHARACTERS
 
 BETAS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
@@ -74,6 +76,28 @@ def test_muon_takes_no_embedding() -> None:
     muon, adam = ({names[p] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
     assert muon == {f"transformer.h.0.{part}.weight" for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     assert "transformer.wte.weight" in adam
+    assert muon | adam == set(names.values())
+
+
+SHELLS = LabelledTextSpec(CHARACTERS.vocabulary, 16, ("sea", "shore"))
+BLOCK = {f"encoder.layers.0.{part}.weight" for part in ("attention.c_attn", "attention.c_proj", "mlp.0", "mlp.2")}
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "expected"),
+    [
+        ("mlp", DIGITS, {"network.1.linear.weight"}),
+        ("cnn", DIGITS, {"network.hidden.weight"}),
+        ("bert", SHELLS, BLOCK),
+        ("bert", CHARACTERS, BLOCK | {"head.transform.0.weight"}),  # whose answer is given by the embedding
+    ],
+)
+def test_muon_takes_the_matrices_between_and_not_what_says_the_classes(model: str, spec: Any, expected: set[str]) -> None:
+    task = build(model, spec, **({"depth": 1, "dim": 32} if model == "bert" else {}))
+    optimizer = OPTIMIZERS.builder("muon")(task, lr=1e-2, momentum=0.95, nesterov=True, ns_steps=5, weight_decay=0.0)
+    names = {parameter: name for name, parameter in task.named_parameters()}
+    muon, adam = ({names[p] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert muon == expected
     assert muon | adam == set(names.values())
 
 
