@@ -264,7 +264,7 @@ class BERTClassifier(Task):
         p, predicted = self.logits(batch.tokens, batch.lengths).float().softmax(-1).max(-1)
         wrong = (predicted != batch.labels).nonzero().flatten()
         worst = wrong[p[wrong].argsort(descending=True)][:SHOWN].tolist()
-        names = self.spec.classes
+        names = [cell(name) for name in self.spec.classes]
         texts = {i: cell(self.spec.vocabulary.decode(batch.tokens[i, : batch.lengths[i]].tolist())) for i in worst}
         rows = [f"| {texts[i]} | {names[batch.labels[i]]} | {names[predicted[i]]}, {p[i]:.2f} |" for i in worst]
         return {"mistakes": Text("\n".join(["| text | true | taken for |", "|---|---|---|", *rows]))} if rows else {}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -374,6 +377,19 @@ def test_mistakes_are_shown_the_most_confident_first():
     assert told == {("She sells sea", "shore"), ("She", "sea")}
     chances = [float(line.rpartition(", ")[2].strip(" |")) for line in lines[2:]]
     assert chances == sorted(chances, reverse=True)
+
+
+def test_names_that_would_break_a_table_are_escaped():
+    spec = dataclasses.replace(SHELLS, classes=("a|b", "c\\d", "e\nf"))
+    task = build("bert", spec, depth=1, dim=32, mask_fraction=0.15).eval()
+    tokens, lengths, _ = labelled(*LINES)
+    rows = []
+    for label in range(3):
+        rows += task.observe(LabelledTextBatch(tokens, lengths, torch.full((6,), label)))["mistakes"].markdown.splitlines()[2:]
+    assert rows
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)\|", row)) == 4, "three cells"
+    assert {name for row in rows for name in ("a\\|b", "c\\\\d", "e f") if f"| {name} |" in row} == {"a\\|b", "c\\\\d", "e f"}
 
 
 def test_metrics_of_a_classifier_hold_its_goal():
