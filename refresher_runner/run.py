@@ -344,18 +344,24 @@ def _held(run: RunDir, world: World) -> Iterator[None]:
 
 @contextmanager
 def _outcome(run: RunDir, world: World) -> Iterator[None]:
-    """How a run ends is on disk before anyone is told: finished is written by who finished, all else here."""
+    """How a run ends is on disk before anyone is told: finished is written by who finished, all else here.
+
+    A finished run that could not even be gone on with stays finished, unless its checkpoints are at fault.
+    """
     import torch
+
+    def is_finished() -> bool:
+        return run.read_status().get("state") == "finished"
 
     try:
         yield
     except Interrupted as stop:
-        if world.is_main:
+        if world.is_main and not is_finished():
             run.write_status("interrupted", exit_code=stop.exit_code, error=None)
         raise
     except Exception as error:
         told = error if isinstance(error, RefresherError) else _as_training_error(error, run, torch.OutOfMemoryError)
-        if world.is_main:
+        if world.is_main and (isinstance(told, CheckpointError) or not is_finished()):
             with suppress(OSError):  # a full disk, perhaps the very reason: whoever waits for the exit is told all the same
                 run.write_status("failed", exit_code=told.exit_code, error=str(told))
         raise told from error
@@ -403,6 +409,6 @@ def _launch(run: RunDir | None, settings: Settings, command: Sequence[str]) -> R
     error = error or TrainingError("the processes ended before the run did", key=str(run))
     if isinstance(error, Interrupted) and run is not None:
         error.cure = f"refresher resume {run} goes on from step {run.read_status().get('step', 0)}"
-    elif run is not None and state != "interrupted":
+    elif run is not None and state not in ("interrupted", "finished"):
         run.write_status("failed", exit_code=error.exit_code, error=str(error))
     raise error

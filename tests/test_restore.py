@@ -231,6 +231,7 @@ def test_data_of_other_classes_are_refused(typed: list[str], capsys: pytest.Capt
     pattern = r"error: data: has classes \('thou', 'with'\), and .* learnt from \('with', 'without'\)"
     assert re.fullmatch(pattern, error), error
     assert "new run" in hint
+    assert run.read_status()["state"] == "finished", "nothing happened to it"
     Path("others", "thou").rename(Path("others", "without"))
     assert main([verb, str(run), "data.root=others", *more]) == 0
 
@@ -274,6 +275,17 @@ def test_damage_of_a_run_of_text_is_told_and_recorded(capsys: pytest.CaptureFixt
 
 
 # -------------------------------------------------------------------- text
+
+
+def test_another_vocabulary_than_the_one_that_is_kept_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(Path("texts"), "with", "without")
+    first = train(*FOLDER, "data.root=texts")
+    capsys.readouterr()
+    assert main(["train", *SMOKE, *FOLDER, "data.root=texts", "data.tokens=subwords", f"init_from={first}"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: data.tokens=subwords: the checkpoint's vocabulary is of characters"
+    assert "data.tokens=characters" in hint
+    assert [run.path for run in RunDir.all("outputs")] == [first.path]
 
 
 def test_text_keeps_the_vocabulary_of_the_run_it_begins_from() -> None:
