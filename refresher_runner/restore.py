@@ -60,8 +60,8 @@ def newest(run: RunDir, warn: Callable[[str], None]) -> Saved | None:
     return None if state is None else Saved(run.checkpoints, state)
 
 
-def pretrained(path: str) -> Saved:
-    """What `init_from` names: the best checkpoint of a run, by its folder, or a checkpoint, by its file.
+def pretrained(path: str, key: str = "init_from") -> Saved:
+    """What `init_from`, or another key, names: the best checkpoint of a run, by its folder, or a checkpoint, by its file.
 
     Raises ConfigError where there is none, and CheckpointError where it is damaged.
     """
@@ -70,10 +70,10 @@ def pretrained(path: str) -> Saved:
         file = run.checkpoints / "best.pt"
         if not run.config.is_file():
             problem, cure = "is neither a run nor a checkpoint", "refresher runs lists the runs there are"
-            raise ConfigError(problem, key="init_from", value=path, cure=cure)
+            raise ConfigError(problem, key=key, value=path, cure=cure)
         if not file.is_file():
-            problem, cure = "this run has no best checkpoint yet", f"init_from={run.checkpoints / 'last.pt'}, or another run"
-            raise ConfigError(problem, key="init_from", value=path, cure=cure)
+            problem, cure = "this run has no best checkpoint yet", f"{key}={run.checkpoints / 'last.pt'}, or another run"
+            raise ConfigError(problem, key=key, value=path, cure=cure)
     return _read(file)
 
 

@@ -18,6 +18,7 @@ from refresher_runner.engine import signals
 from refresher_runner.engine.launch import as_rank, launch
 from refresher_runner.engine.rundir import RunDir, write_atomically
 from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
+from refresher_runner.judges import judge_for
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
 from refresher_runner.restore import Saved, check_data, check_fit, load_pretrained, newest, pretrained, saved_by
@@ -61,6 +62,8 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
     check_data(data.spec, saved)
     data.prepare()
     task = _restored(saved, settings, computer)
+    if task.draws:
+        task.judge = judge_for(settings, data, computer.device)
     loader = _loaders(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
@@ -134,6 +137,8 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
         signals.poll()
         data.prepare()
         signals.poll()
+        if task.draws:
+            task.judge = judge_for(settings, data, computer.device)
         world.join(computer.device)
         loaders = _loaders(data, settings, computer)
         if run is None:

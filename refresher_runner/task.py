@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -49,10 +49,20 @@ class Metric(Protocol):
     def compute(self) -> Loggable | Tensor | Mapping[str, Loggable | Tensor]: ...
 
 
+class Judge(Protocol):
+    """Another network's opinion of pictures that a task has drawn: images (B, C, H, W) -> features (B, D), logits (B, K)."""
+
+    name: str
+
+    def __call__(self, images: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
 class Task(nn.Module, ABC):
     """A network and its objective. Only `step` must be written; the rest is what a paper can be seen and used by."""
 
     goal = Goal()
+    draws: ClassVar[bool] = False  # whether it draws pictures that a judge can have an opinion of
+    judge: Judge | None = None  # given by who runs such a task; it is no part of the task's state
 
     @abstractmethod
     def step(self, batch: Any) -> Output:

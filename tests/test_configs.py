@@ -27,12 +27,12 @@ def model_for(data: str) -> str:
 
 def begun_from(group: str, name: str) -> str:
     """The builder's own file that a file begins with: itself, or what its defaults list names."""
-    return OmegaConf.load(CONF / group / f"{name}.yaml").get("defaults", [name])[0] if group == "optimizer" else name
+    return OmegaConf.load(CONF / group / f"{name}.yaml").get("defaults", [name])[0] if group in ("optimizer", "data") else name
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=[f"{group}={name}" for group, name in CHOICES])
 def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
-    companion = [f"model={model_for(name)}"] if group == "data" else []
+    companion = [f"model={model_for(begun_from(group, name))}"] if group == "data" else []
     config, stored = compose([*companion, f"{group}={name}"])
     check(config)
     assert OmegaConf.to_container(OmegaConf.create(stored), resolve=True) == config
@@ -42,7 +42,7 @@ def test_every_choice_composes_and_is_sound(group: str, name: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS, ids=[f"{group}={name}" for group, name in COMPONENTS])
 def test_keys_are_the_signature(group: str, name: str) -> None:
-    companion = [f"model={model_for(name)}"] if group == "data" else []
+    companion = [f"model={model_for(begun_from(group, name))}"] if group == "data" else []
     config, _ = compose([*companion, f"{group}={name}"])
     assert set(config[group]) == set(schema_for(config, group))
 

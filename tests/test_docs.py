@@ -27,6 +27,7 @@ HERE = {  # for sets that are downloaded
 }
 EMBEDDED = {"digits", "shapes", "python_docs", "docstrings", "dates"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
+DRAWN = {"vae": ["model.width=8", "model.judged=20"], "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"]}
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
 
 
@@ -106,13 +107,14 @@ def quickly(line: str) -> list[str]:
     if words[0] != "train":
         return words
     choices = [word for word in words if word.partition("=")[0] in ("model", "data", "experiment") and "," not in word]
-    data = compose(choices)[0]["data"]["name"]
+    config = compose(choices)[0]
+    data = config["data"]["name"]
     here = HERE.get(data, data)
     if data in HERE:
         words = [word for word in words if word != f"data={data}"] + [f"data={here}"]
     elif here not in EMBEDDED and not any(word.startswith("data.root=") for word in words):
         words = [*words, "data.root=my_boxes"]
-    return [*words, *(FEW if here in ("shapes", "dates") else []), *QUICK]
+    return [*words, *(FEW if here in ("shapes", "dates") else []), *DRAWN.get(config["model"]["name"], []), *QUICK]
 
 
 @pytest.mark.usefixtures("at_the_desk")

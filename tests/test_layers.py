@@ -17,7 +17,7 @@ LAYERS = [
     {"schema", "registry", "report", "spec", "vocabulary"},
     {"nn", "metrics", "task"},
     {"models", "data", "engine"},
-    {"settings", "restore", "run", "runs"},
+    {"settings", "restore", "judges", "run", "runs"},
     {"cli", "compose", "blame", "catalogue", "console", "predictions", "sweep", "__main__"},
 ]
 STRANGERS = LAYERS[3]  # these do not know one another

@@ -57,7 +57,11 @@ def on_digits(model: str) -> list[str]:
         "dates": [*FEW, "data.batch_size=32"],
         "python_docs": ["data.tokens=characters", "data.block_size=32", "data.val_fraction=0.0002", "data.test_fraction=0.0002"],
     }
-    return [f"model={model}", *small.get(data["name"], ["data=digits"])]
+    drawn = {
+        "vae": ["data=digits", "model.width=8", "model.judged=20"],
+        "ddpm": ["data=digits", "model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
+    }
+    return [f"model={model}", *small.get(data["name"], ["data=digits"]), *drawn.get(model, [])]
 
 
 # ---------------------------------------------------------------- every model

@@ -147,6 +147,7 @@ def stratified(labels: Sequence[int] | NDArray, fraction: float, seed: int) -> t
 @DATASETS.register("digits")
 def build_digits(
     *,
+    size: Positive,
     batch_size: Positive,
     eval_batch_size: Positive,
     val_fraction: Share,
@@ -156,9 +157,9 @@ def build_digits(
     flip: bool,
 ) -> DataModule[ImageSpec]:
     """Handwritten digits: 1,797 grey pictures of 8 x 8, installed with scikit-learn (Alpaydin and Kaynak 1998)."""
-    spec = ImageSpec(channels=1, size=8, classes=DIGITS, mean=(0.3053,), std=(0.3760,))
+    spec = ImageSpec(channels=1, size=size, classes=DIGITS, mean=(0.3053,), std=(0.3760,))
     return MemoryImages(
-        spec, lambda: read_digits(test_fraction, split_seed), batch_size, eval_batch_size, val_fraction, split_seed, pad, flip
+        spec, lambda: read_digits(test_fraction, split_seed, size), batch_size, eval_batch_size, val_fraction, split_seed, pad, flip
     )
 
 
@@ -166,6 +167,7 @@ def build_digits(
 def build_mnist(
     *,
     root: str,
+    binarise: bool,
     batch_size: Positive,
     eval_batch_size: Positive,
     val_fraction: Share,
@@ -174,8 +176,13 @@ def build_mnist(
     flip: bool,
 ) -> DataModule[ImageSpec]:
     """MNIST: 70,000 grey pictures of handwritten digits, 28 x 28 (LeCun et al. 1998)."""
+
+    def read() -> Read:
+        found = read_idx(root, MNIST_FILES)
+        return found._replace(train=binarised(found.train, 0), test=binarised(found.test, 1)) if binarise else found
+
     spec = ImageSpec(channels=1, size=28, classes=DIGITS, mean=(0.1307,), std=(0.3081,))
-    return MemoryImages(spec, lambda: read_idx(root, MNIST_FILES), batch_size, eval_batch_size, val_fraction, split_seed, pad, flip)
+    return MemoryImages(spec, read, batch_size, eval_batch_size, val_fraction, split_seed, pad, flip)
 
 
 @DATASETS.register("fashion_mnist")
@@ -212,8 +219,11 @@ def build_cifar10(
     )
 
 
-def read_digits(test_fraction: float, split_seed: int) -> Read:
-    """The copy inside scikit-learn, read without importing it. It has no official test split: one is cut like the other."""
+def read_digits(test_fraction: float, split_seed: int, size: int) -> Read:
+    """The copy inside scikit-learn, read without importing it, resized if `size` is not their 8 pixels.
+
+    It has no official test split: one is cut like the other.
+    """
     import numpy as np
 
     found = importlib.util.find_spec("sklearn")
@@ -226,9 +236,19 @@ def read_digits(test_fraction: float, split_seed: int) -> Read:
         ) from None
     table = np.loadtxt(io.BytesIO(gzip.decompress(content)), delimiter=",")  # 64 pixels of 0..16, and the label
     pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8)
-    both = Split(pixels.reshape(-1, 1, 8, 8), table[:, 64].astype(np.int64))
+    both = Split(resized(pixels.reshape(-1, 1, 8, 8), size), table[:, 64].astype(np.int64))
     train, test = stratified(both.labels, test_fraction, split_seed)
     return Read(both.take(train), both.take(test), {path.name: sha256(content)})
+
+
+def resized(images: NDArray, size: int) -> NDArray:
+    """Grey pictures (N, 1, S, S) uint8, each as (1, size, size), by straight lines between pixels."""
+    import numpy as np
+    from PIL import Image
+
+    if images.shape[-1] == size:
+        return images
+    return np.stack([np.asarray(Image.fromarray(image[0]).resize((size, size), Image.Resampling.BILINEAR))[None] for image in images])
 
 
 def read_idx(root: str, files: tuple[Published, ...]) -> Read:
@@ -242,6 +262,17 @@ def read_idx(root: str, files: tuple[Published, ...]) -> Read:
         return Split(pixels, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
 
     return Read(split(images, labels), split(test_images, test_labels), {file.path: file.sha256 for file in files})
+
+
+def binarised(split: Split, seed: int) -> Split:
+    """Black and white: every pixel is drawn once and for all, white with the probability that its grey says.
+
+    What is called static binarisation since Larochelle and Murray, 2011; the draws are ours, not those of their files.
+    """
+    import numpy as np
+
+    draws = np.random.RandomState(seed).randint(0, 255, split.images.shape, np.uint8)  # 0 .. 254
+    return split._replace(images=np.where(draws < split.images, np.uint8(255), np.uint8(0)))
 
 
 def read_cifar10(archive: bytes) -> Read:

@@ -53,6 +53,7 @@ class RunOptions:
 
     seed: NonNegative
     init_from: str | None
+    judge: str | None
     outputs: str
     tags: list[str]
     modules: list[str]

@@ -22,7 +22,16 @@ from refresher_runner.schema import check_options
 from refresher_runner.spec import DetectionSpec, ImageSpec, LabelledTextSpec, PairSpec, Placement, TextSpec
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
-DIGITS = {"batch_size": 64, "eval_batch_size": 512, "val_fraction": 0.1, "test_fraction": 0.2, "split_seed": 0, "pad": 0, "flip": False}
+DIGITS = {
+    "size": 8,
+    "batch_size": 64,
+    "eval_batch_size": 512,
+    "val_fraction": 0.1,
+    "test_fraction": 0.2,
+    "split_seed": 0,
+    "pad": 0,
+    "flip": False,
+}
 OFFICIAL = {"batch_size": 128, "eval_batch_size": 1000, "val_fraction": 0.1, "split_seed": 0, "pad": 0, "flip": False}
 
 
@@ -65,7 +74,32 @@ def test_a_class_of_one_stays_whole():
     assert stratified([0, 1, 1], 0.5, 0)[0].tolist()[0] == 0
 
 
+# -------------------------------------------------------------------- black and white
+
+
+def test_a_grey_becomes_white_as_often_as_it_says():
+    grey = images.Split(np.repeat(np.arange(256, dtype=np.uint8), 2000).reshape(256, 1, 40, 50), np.arange(256))
+    drawn = images.binarised(grey, 0)
+    assert set(np.unique(drawn.images)) == {0, 255}
+    share = (drawn.images == 255).mean((1, 2, 3))
+    assert share[0] == 0 and share[255] == 1
+    assert np.abs(share - np.arange(256) / 255).max() < 5 * 0.5 / np.sqrt(2000)
+    assert (images.binarised(grey, 0).images == drawn.images).all()
+    assert (images.binarised(grey, 1).images != drawn.images).any()
+
+
 # -------------------------------------------------------------------- digits
+
+
+def test_digits_of_another_size_are_the_same_pictures():
+    """Upsampled by straight lines, as torch does it; the cut and the labels stay."""
+    small, large = digits(), digits(size=16)
+    assert large.spec.size == 16
+    for split in small.splits:
+        assert (small.splits[split].labels == large.splits[split].labels).all()
+        x = torch.tensor(small.splits[split].images).float()
+        expected = torch.nn.functional.interpolate(x, size=16, mode="bilinear", align_corners=False)
+        assert (torch.tensor(large.splits[split].images).float() - expected).abs().max() <= 1
 
 
 def test_digits_are_scikit_learns():
@@ -124,7 +158,7 @@ def test_preparing_digits_imports_no_sklearn():
     [(build_fashion_mnist, images.FASHION_FILES, [9, 2, 1, 1, 6]), (build_mnist, images.MNIST_FILES, [7, 2, 1, 0, 4])],
 )
 def test_the_official_files(shared_data, build, files, first_labels):
-    data = build(root=str(shared_data), **OFFICIAL)
+    data = build(root=str(shared_data), **OFFICIAL, **({"binarise": False} if build is build_mnist else {}))
     data.prepare()
     train, val, test = (data.splits[split] for split in ("train", "val", "test"))
     assert train.images.shape[1:] == val.images.shape[1:] == test.images.shape[1:] == (1, 28, 28)
@@ -220,8 +254,9 @@ def test_options_reach_the_data_set(name):
     """Distinct values, so that no two can be mistaken for one another."""
     options = {**values(name), "batch_size": 11, "eval_batch_size": 13, "val_fraction": 0.17, "split_seed": 19, "pad": 3, "flip": True}
     data = DATASETS.builder(name)(**options)
-    assert {key: getattr(data, key) for key in options if key not in ("root", "test_fraction")} == {
-        key: value for key, value in options.items() if key not in ("root", "test_fraction")
+    elsewhere = ("root", "test_fraction", "size", "binarise")
+    assert {key: getattr(data, key) for key in options if key not in elsewhere} == {
+        key: value for key, value in options.items() if key not in elsewhere
     }
 
 

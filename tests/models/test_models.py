@@ -16,9 +16,11 @@ from refresher_runner.task import Task
 from tests.models.build import COLOUR, DIGITS, GREY, batch, build, options
 
 NAMES = [name for name in MODELS.names() if MODELS.signature(name).spec is ImageSpec]
-PARAMETERS = {"cnn": 22_650, "mlp": 9_610, "resnet": 269_434}  # on 8x8 digits, as conf/model has them
+PARAMETERS = {"cnn": 22_650, "ddpm": 1_624_577, "mlp": 9_610, "resnet": 269_434, "vae": 457_889}  # on 8x8 digits, as conf/model has them
+CLASSIFIERS = ["cnn", "mlp", "resnet"]
 
 every = pytest.mark.parametrize("name", NAMES)
+every_classifier = pytest.mark.parametrize("name", CLASSIFIERS)
 
 
 def test_all_are_here():
@@ -44,7 +46,7 @@ def test_step_trains_every_parameter(name: str, spec: ImageSpec):
         assert tensor.grad.any(), parameter
 
 
-@every
+@every_classifier
 def test_preds_are_made_for_metrics_alone(name: str):
     task, data = build(name), batch()
     assert task.step(data).preds is None
@@ -54,7 +56,7 @@ def test_preds_are_made_for_metrics_alone(name: str):
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.preds, data.labels))
 
 
-@every
+@every_classifier
 def test_label_smoothing_is_a_mixture_of_targets(name: str):
     task, data = build(name, label_smoothing=0.3).eval(), batch()
     output = task.step(data)
@@ -74,7 +76,7 @@ def test_one_seed_one_model(name: str):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-@every
+@every_classifier
 def test_learns_one_batch_by_heart(name: str):
     task, data = build(name), batch()
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
@@ -85,7 +87,7 @@ def test_learns_one_batch_by_heart(name: str):
     assert task.step(data).loss < 0.05
 
 
-@every
+@every_classifier
 def test_state_dict_round_trip(name: str):
     data, one, two = batch(), build(name), build(name)
     one.step(data)  # moves the buffers of batch norm
@@ -93,7 +95,7 @@ def test_state_dict_round_trip(name: str):
     assert torch.equal(one.eval().step(data).preds, two.eval().step(data).preds)
 
 
-@every
+@every_classifier
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bf16(name: str, channels_last: bool):
     task, data = build(name).eval(), batch()
@@ -108,7 +110,7 @@ def test_bf16(name: str, channels_last: bool):
     assert all(torch.isfinite(p.grad).all() for p in task.parameters() if p.grad is not None)
 
 
-@every
+@every_classifier
 def test_looking_needs_no_gradient_and_moves_nothing(name: str):
     task, data = build(name).eval(), batch(size=40)
     before = {key: value.clone() for key, value in task.state_dict().items()}
@@ -123,7 +125,7 @@ def test_looking_needs_no_gradient_and_moves_nothing(name: str):
         assert shown.captions == () or len(shown.captions) == len(shown.pixels)
 
 
-@every
+@every_classifier
 @pytest.mark.parametrize("spec", [DIGITS, COLOUR], ids=["10 classes", "3 classes"])
 def test_metrics_are_fresh_and_hold_the_goal(name: str, spec: ImageSpec):
     task = build(name, spec).eval()
