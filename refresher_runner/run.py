@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,9 @@ from omegaconf import OmegaConf
 
 from refresher_runner.engine import signals
 from refresher_runner.engine.launch import as_rank, launch
+from refresher_runner.engine.outcome import held
 from refresher_runner.engine.rundir import RunDir, write_atomically
-from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, RefresherError, TrainingError
+from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from refresher_runner.judges import judge_for
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
@@ -117,12 +117,12 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
     """What each process of a run does."""
     computer = _computer(settings)
     world = computer.world
-    with ExitStack() as held:
-        held.callback(world.leave)
+    with ExitStack() as ending:
+        ending.callback(world.leave)
         warnings: list[str] = []
         saved = None
         if run is not None:
-            held.enter_context(_held(run, world))
+            ending.enter_context(held(run, world))
             saved = newest(run, warnings.append)
         source = pretrained(settings.run.init_from) if settings.run.init_from and saved is None else None
         data = _data(settings, saved or source)
@@ -143,7 +143,7 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
         loaders = _loaders(data, settings, computer)
         if run is None:
             run = RunDir(world.from_main(str(_create(settings)) if world.is_main else ""))
-            held.enter_context(_held(run, world))
+            ending.enter_context(held(run, world))
         made = task, data, computer
         run_id, sink = _open(run, settings, stored, command, *made, saved=saved, origin=origin, warnings=warnings)
         try:
@@ -338,48 +338,6 @@ def _test_best(trainer: Trainer, loader: Loader) -> dict[str, float]:
 def _parse(text: str) -> Any:
     """A stored configuration as plain containers, its secrets still unresolved."""
     return OmegaConf.to_container(OmegaConf.create(text))
-
-
-@contextmanager
-def _held(run: RunDir, world: World) -> Iterator[None]:
-    """Nobody else works on the run, and how this ends is on disk."""
-    with run.locked() if world.is_main else nullcontext(), _outcome(run, world):
-        yield
-
-
-@contextmanager
-def _outcome(run: RunDir, world: World) -> Iterator[None]:
-    """How a run ends is on disk before anyone is told: finished is written by who finished, all else here.
-
-    A finished run that could not even be gone on with stays finished, unless its checkpoints are at fault.
-    """
-    import torch
-
-    def is_finished() -> bool:
-        return run.read_status().get("state") == "finished"
-
-    try:
-        yield
-    except Interrupted as stop:
-        if world.is_main and not is_finished():
-            run.write_status("interrupted", exit_code=stop.exit_code, error=None)
-        raise
-    except Exception as error:
-        told = error if isinstance(error, RefresherError) else _as_training_error(error, run, torch.OutOfMemoryError)
-        if world.is_main and (isinstance(told, CheckpointError) or not is_finished()):
-            with suppress(OSError):  # a full disk, perhaps the very reason: whoever waits for the exit is told all the same
-                run.write_status("failed", exit_code=told.exit_code, error=str(told))
-        raise told from error
-
-
-def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Exception]) -> TrainingError:
-    """One line for the user; the traceback goes to the run's log."""
-    with suppress(OSError), open(run.log, "a", encoding="utf-8") as log:
-        log.write("".join(traceback.format_exception(error)))
-    if isinstance(error, (out_of_memory, MemoryError)):
-        return TrainingError("out of memory", cure=f"a smaller data.batch_size with trainer.accumulate; {run} can be resumed")
-    first = (str(error).strip().splitlines() or [""])[0]
-    return TrainingError(f"{type(error).__name__}: {first}", cure=f"the traceback is in {run.log}")
 
 
 def _restored(saved: Saved, settings: Settings, computer: Computer) -> Task:

@@ -60,9 +60,10 @@ def check(config: Mapping[str, Any]) -> Settings:
     optimizer = _component(config, "optimizer", extra=schedule)
     lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
     _check_companions(model, data, optimizer, trainer)
-    if run.init_from == "last":
-        problem, cure = "would be another run with every run that is made", "the folder of the run: refresher runs lists them"
-        raise ConfigError(problem, key="init_from", value=run.init_from, cure=cure)
+    for key in ("init_from", "judge"):
+        if getattr(run, key) == "last":
+            problem, cure = "would be another run with every run that is made", "the folder of the run: refresher runs lists them"
+            raise ConfigError(problem, key=key, value="last", cure=cure)
     if lr.schedule == "one_cycle" and lr.warmup_steps:
         problem = "one_cycle has a rise of its own"
         raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")

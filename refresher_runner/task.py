@@ -85,7 +85,7 @@ class Task(nn.Module, ABC):
         raise UsageError(f"{type(self).__name__} has nothing to predict from", cure="use `refresher test RUN` instead")
 
     def class_layers(self) -> Sequence[nn.Module]:
-        """Those whose outputs are the classes, if any: `init_from` leaves them new where classes are others, Muon leaves them to AdamW."""
+        """Those whose rows are the classes, said or told, if any: new under `init_from` where classes are others, AdamW's under Muon."""
         return ()
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:

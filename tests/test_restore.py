@@ -104,6 +104,7 @@ SCENES = DetectionSpec(3, 64, ("disc", "square", "triangle"))
         ("resnet", DIGITS, ["network.classes"]),
         ("yolo", SCENES, [f"network.heads.{i}.classes.1" for i in range(3)]),
         ("yolo_v1", SCENES, ["network.head"]),
+        ("ddpm", DIGITS, ["network.label"]),
     ],
 )
 def test_every_model_of_classes_names_the_layers_that_tell_them_apart(model: str, spec: object, layers: list[str]) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refresher_runner.nn.classify import Classifier
 
 
 class Judge:
-    """images (B, C, H, W), as a batch has them -> features (B, D) and logits (B, K); features are what the last linear layer reads.
+    """images (B, C, H, W), as a batch has them -> features (B, D) and logits (B, K); features are what its last layer reads.
 
     Not a module: whoever is judged does not hold the judge's weights as its own.
     """
 
     def __init__(self, classifier: Classifier, name: str):
         self.classifier, self.name = classifier.eval().requires_grad_(False), name
-        self._head = [module for module in classifier.network.modules() if isinstance(module, nn.Linear)][-1]
+        [self._head] = classifier.class_layers()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
