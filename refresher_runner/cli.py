@@ -174,6 +174,25 @@ def predict(
     return 0
 
 
+@app.command(rich_help_panel="Run")
+def export(
+    name: RunName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; its suffix may tell the format.", dir_okay=False)],
+    checkpoint: Checkpoint = "best",
+    outputs: Outputs = Path("outputs"),
+) -> int:
+    """What a run has learnt, for other programs: word vectors as .txt or .bin."""
+    signals.install()
+    from refresher_runner import run
+    from refresher_runner.compose import checked, compose_stored
+
+    folder = _find(name, outputs)
+    config, stored = compose_stored(folder, [])
+    run.export(folder, checked(config, stored), file, checkpoint=checkpoint)
+    print(f"written to {file}")
+    return 0
+
+
 @app.command("list", rich_help_panel="Look")
 def list_(
     kind: Annotated[Kind | None, typer.Argument(help="Only these.")] = None,

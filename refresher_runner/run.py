@@ -1,4 +1,4 @@
-"""Where configuration, data, task and trainer meet: the verbs train, resume, test and predict. Free of torch until one is used."""
+"""Where configuration, data, task and trainer meet: the verbs train, resume, test, predict and export. Free of torch until one is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from refresher_runner.engine.trainer import Trainer
     from refresher_runner.task import Task
 
-__all__ = ["Settings", "check", "predict", "resume", "test", "train"]
+__all__ = ["Settings", "check", "export", "predict", "resume", "test", "train"]
 
 
 def train(settings: Settings, *, stored: str, command: Sequence[str]) -> RunDir:
@@ -79,6 +79,12 @@ def predict(run: RunDir, settings: Settings, inputs: Sequence[str], *, checkpoin
     task = _restored(saved_by(run, checkpoint), settings, computer)
     with torch.no_grad(), autocast(computer.device, computer.precision):  # as the run itself judged it
         yield from task.eval().predict(list(inputs))
+
+
+def export(run: RunDir, settings: Settings, file: Path, *, checkpoint: str) -> None:
+    """What a run has learnt, in a file that other programs read. Raises UsageError where its model knows no such format."""
+    computer = _computer(settings)
+    _restored(saved_by(run, checkpoint), settings, computer).export(file)
 
 
 # -------------------------------------------------------------------- set-up

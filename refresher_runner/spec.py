@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -221,6 +222,34 @@ class PairBatch(NamedTuple):
 
     source: Tensor
     target: Tensor
+
+
+@dataclass(frozen=True)
+class CorpusSpec(Spec):
+    """Sentences of words. `words` are V different ones, a word's number is its place among them, and `counts` tells how often each comes
+    in the corpus, which never grows. What is asked of them in evaluation has `sections`; without any, nothing is asked.
+    """
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...]
+    sections: tuple[str, ...] = ()
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words)}
+
+
+class CorpusBatch(NamedTuple):
+    """words (B, L) int64: of B sentences, L words each. Of evaluation: pairs (P, 2) int64 of words and their likeness, ratings (P,)
+    float; analogies (Q, 4) int64, of which the first is to the second as the third to the fourth; sections (Q,) int64. A word that is
+    not in the corpus is -1. In training P = Q = 0.
+    """
+
+    words: Tensor
+    pairs: Tensor
+    ratings: Tensor
+    analogies: Tensor
+    sections: Tensor
 
 
 class ImageBatch(NamedTuple):

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
@@ -87,6 +88,10 @@ class Task(nn.Module, ABC):
     def class_layers(self) -> Sequence[nn.Module]:
         """Those whose rows are the classes, said or told, if any: new under `init_from` where classes are others, AdamW's under Muon."""
         return ()
+
+    def export(self, file: Path) -> None:
+        """What was learnt, in a format of the field that other programs read. Raises UsageError, and DataError naming the file."""
+        raise UsageError(f"{type(self).__name__} has no format to be exported in", cure="its weights are in the run's checkpoints")
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Decay matrices and kernels, spare biases and norms."""

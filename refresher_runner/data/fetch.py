@@ -19,11 +19,15 @@ from refresher_runner.errors import DataError
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its authors published it: `path` is its place below a data folder, `sha256` what its bytes must be."""
+    """A file as its authors published it: `path` is its place below a data folder; its bytes must have the digest that is known."""
 
     path: str
     url: str
-    sha256: str
+    sha256: str = ""
+    sha1: str = ""
+
+    def is_whole(self, content: bytes) -> bool:
+        return sha256(content) == self.sha256 if self.sha256 else hashlib.sha1(content).hexdigest() == self.sha1
 
 
 def open_https(url: str) -> IO[Any]:
@@ -51,19 +55,19 @@ def fetch(root: str, file: Published, open_url: Callable[[str], IO[Any]] = open_
 
     path = Path(root, file.path)
     content = _content(path)
-    if sha256(content) == file.sha256:
+    if file.is_whole(content):
         return content
     state = "is damaged" if content else "is absent"
     cure = f"download {file.url} to {path}, or set data.root to the folder that has it"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if sha256(_content(path)) != file.sha256:  # nobody was quicker
+            if not file.is_whole(_content(path)):  # nobody was quicker
                 _download(file.url, path, open_url)
         content = _content(path)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{state}, and cannot be downloaded ({error})", key=str(path), cure=cure) from None
-    if sha256(content) != file.sha256:
+    if not file.is_whole(content):
         raise DataError(f"is not the published file, though just downloaded from {file.url}", key=str(path), cure=cure)
     return content
 

@@ -7,15 +7,16 @@ decay.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from refresher_runner.engine.distributed import shard_like
 from refresher_runner.engine.options import ScheduleOptions
+from refresher_runner.errors import ConfigError
 from refresher_runner.registry import OPTIMIZERS
 from refresher_runner.schema import Decay, NonNegativeFloat, Positive, PositiveFloat
 from refresher_runner.task import Task
@@ -26,6 +27,7 @@ def build_adam(
     task: Task, *, lr: PositiveFloat, betas: tuple[Decay, Decay], eps: PositiveFloat, weight_decay: NonNegativeFloat
 ) -> Optimizer:
     """Adam (Kingma and Ba, 2015); weight_decay is added to the gradient."""
+    refuse_sparse(task, "adam")
     return torch.optim.Adam(task.param_groups(weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
@@ -34,12 +36,14 @@ def build_adamw(
     task: Task, *, lr: PositiveFloat, betas: tuple[Decay, Decay], eps: PositiveFloat, weight_decay: NonNegativeFloat
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    refuse_sparse(task, "adamw")
     return torch.optim.AdamW(task.param_groups(weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
 @OPTIMIZERS.register("sgd")
 def build_sgd(task: Task, *, lr: PositiveFloat, momentum: Decay, nesterov: bool, weight_decay: NonNegativeFloat) -> Optimizer:
     """Stochastic gradient descent with (Nesterov's) momentum."""
+    refuse_sparse(task, "sgd")
     groups = task.param_groups(weight_decay)
     fused = not any(hasattr(p, "device_mesh") for p in task.parameters())  # torch's fused SGD knows no shards
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
@@ -50,6 +54,7 @@ def build_rmsprop(
     task: Task, *, lr: PositiveFloat, alpha: Decay, eps: PositiveFloat, momentum: Decay, weight_decay: NonNegativeFloat
 ) -> Optimizer:
     """RMSprop (Tieleman and Hinton, 2012, lecture 6.5)."""
+    refuse_sparse(task, "rmsprop")
     return torch.optim.RMSprop(task.param_groups(weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
 
 
@@ -61,6 +66,7 @@ def build_muon(
 
     One lr suits both (Liu et al., 2025, eq. 4).
     """
+    refuse_sparse(task, "muon")
     ends = [*(module for module in task.modules() if isinstance(module, nn.Embedding)), *task.class_layers()]
     spared = {parameter for module in ends for parameter in module.parameters()}
     matrices, others = [], []
@@ -76,6 +82,55 @@ def build_muon(
     if others:
         parts.append(torch.optim.AdamW(others, lr=lr, fused=True))
     return Together(parts)
+
+
+def refuse_sparse(task: Task, name: str) -> None:
+    """Raises ConfigError where a table's gradients are sparse, which an optimizer that keeps moments of every row cannot take."""
+    if any(isinstance(module, nn.Embedding) and module.sparse for module in task.modules()):
+        problem = f"{type(task).__name__} gives gradients of the rows that it looked up alone"
+        raise ConfigError(problem, key="optimizer", value=name, cure="optimizer=row_sgd")
+
+
+@OPTIMIZERS.register("row_sgd")
+def build_row_sgd(task: Task, *, lr: PositiveFloat, max_step: PositiveFloat | None) -> Optimizer:
+    """Gradient descent for tables of which a step looks up some rows, none of which moves far at once; without weight decay."""
+    return RowSGD(task.parameters(), lr=lr, max_step=max_step)
+
+
+class RowSGD(Optimizer):
+    """w -= lr g for each row that was looked up. The more often it was, the longer its step, since what a batch says of it comes at once
+    where plain descent would hear it one after another, each word the better for the last; so a row's step is bounded:
+
+        step = lr sum g / (1 + lr sum |g| / max_step)
+
+    over all that is said of it, which is shorter than `max_step`, and as in plain descent where little is said. Gradients are sparse
+    (rows, 2-d) or dense; of a dense one each row is said once.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, max_step: float | None):
+        super().__init__(params, {"lr": lr, "max_step": max_step})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    _step_rows(param, param.grad, group["lr"], group["max_step"])
+
+
+def _step_rows(param: Tensor, grad: Tensor, lr: float, max_step: float | None) -> None:
+    if not grad.is_sparse:
+        length = torch.linalg.vector_norm(grad.flatten(1) if grad.ndim > 1 else grad[:, None], dim=1)
+        scale = lr / (1 + length * (lr / max_step)) if max_step else torch.full_like(length, lr)
+        param.sub_(grad * scale.view(-1, *[1] * (grad.ndim - 1)))
+        return
+    rows, values = grad._indices()[0], grad._values()
+    if max_step is None:
+        param.index_add_(0, rows, values, alpha=-lr)
+        return
+    said = values.new_zeros(len(param)).index_add_(0, rows, torch.linalg.vector_norm(values, dim=1))
+    scale = said.mul_(lr / max_step).add_(1).reciprocal_().mul_(-lr)
+    param.index_add_(0, rows, values * scale.index_select(0, rows)[:, None])
 
 
 class Together:

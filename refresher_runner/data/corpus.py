@@ -1,0 +1,367 @@
+"""A corpus as a sequence of words, for what learns from which words stand near which: read as a stream, kept as numbers.
+
+Free of torch and numpy until `prepare`. One pass over the text counts the words and numbers them as they come; then the rare ones are
+left out and the others numbered anew, the most frequent first.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+import zipfile
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, ClassVar, NamedTuple
+
+from refresher_runner.data.fetch import Published, fetch
+from refresher_runner.data.python_docs import read_python_docs
+from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.registry import DATASETS
+from refresher_runner.schema import Fraction, Positive, Share
+from refresher_runner.spec import CorpusBatch, CorpusSpec, DataModule, Placement, Spec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from refresher_runner.data.loaders import Order
+
+TEXT8 = Published("word2vec/text8.zip", "https://mattmahoney.net/dc/text8.zip", sha1="6c70299b93b7e1f927b42cd8f6ac1a31547c7a2e")
+GENSIM = "https://raw.githubusercontent.com/piskvorky/gensim/develop/gensim/test/test_data"
+WORDSIM = Published(
+    "word2vec/wordsim353.tsv", f"{GENSIM}/wordsim353.tsv", "f92a022fc2537793a15bc3a8c162ebcd74990e033a228bb6388cb71e4c0b1e1d"
+)
+ANALOGIES = Published(
+    "word2vec/questions-words.txt", f"{GENSIM}/questions-words.txt", "8c29b3332afc46f3fb8be04cb5297bf96f39aa7131272dff57869b4485b22a36"
+)
+
+WORD = re.compile(r"[^\W\d_]+")  # letters of any script, one after another
+CHARACTERS = 1 << 20  # of a text, read at once
+SPLIT_SEED = 0  # which sentences and questions are of which split does not depend on the run's seed
+
+
+class Questions(NamedTuple):
+    """What people say of words. pairs (P, 2), ratings (P,); analogies (Q, 4): a is to b as c is to d, sections (Q,). Unknown words: -1."""
+
+    pairs: NDArray
+    ratings: NDArray
+    analogies: NDArray
+    sections: NDArray
+
+
+@dataclass
+class CorpusSet(DataModule[CorpusSpec]):
+    """Sentences of `block_size` successive words each, wherever sentences really end. `read` gives pieces of text, cut between words."""
+
+    learnt: ClassVar[bool] = True
+
+    read: Callable[[Callable[[bytes], None]], Iterable[str]]
+    source: str
+    questions_root: str | None
+    min_count: int
+    block_size: int
+    batch_size: int
+    eval_batch_size: int
+    val_fraction: float
+    test_fraction: float
+    spec: CorpusSpec = field(init=False)
+    digests: dict[str, str] = field(default_factory=dict, init=False)
+    known: CorpusSpec | None = field(default=None, init=False)
+    numbers: NDArray | None = field(default=None, init=False)  # (N, block_size) int32
+    splits: dict[str, NDArray] = field(default_factory=dict, init=False)  # rows of `numbers`
+    questions: dict[str, Questions] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.val_fraction + self.test_fraction >= 1:
+            problem = f"with data.val_fraction={self.val_fraction:g} leaves nothing to train on"
+            raise ConfigError(problem, key="data.test_fraction", value=self.test_fraction, cure="shares that add up to less than 1")
+
+    def adopt(self, spec: Spec) -> None:
+        self.known = spec if isinstance(spec, CorpusSpec) else None
+
+    def prepare(self) -> None:
+        """Raises DataError naming a file, and ConfigError where too little is left."""
+        if self.splits:
+            return
+        digest = hashlib.sha256()
+        words, counts, numbers = count(map(str.lower, self.read(digest.update)), self.min_count, self.known)
+        if len(words) < 2:
+            problem = f"leaves {len(words)} words of {self.source}"
+            raise ConfigError(problem, key="data.min_count", value=self.min_count, cure="a smaller data.min_count, or a longer text")
+        sentences = len(numbers) // self.block_size
+        self.splits = self._cut(sentences)
+        self.numbers = numbers[: sentences * self.block_size].reshape(sentences, self.block_size)
+        self.digests = {self.source: digest.hexdigest()}
+        sections: tuple[str, ...] = ()
+        if self.questions_root is not None:
+            sections, asked = read_questions(self.questions_root, words)
+            self.questions = halves(asked)
+            self.digests |= {file.path: file.sha256 for file in (WORDSIM, ANALOGIES)}
+        self.spec = CorpusSpec(words, counts, sections)
+
+    def checksums(self) -> dict[str, str]:
+        return self.digests
+
+    def train_loader(self, placement: Placement) -> CorpusLoader:
+        return self._loader("train", self.batch_size, placement)
+
+    def val_loader(self, placement: Placement) -> CorpusLoader:
+        return self._loader("val", self.eval_batch_size, placement)
+
+    def test_loader(self, placement: Placement) -> CorpusLoader:
+        return self._loader("test", self.eval_batch_size, placement)
+
+    def _loader(self, split: str, batch_size: int, placement: Placement) -> CorpusLoader:
+        from refresher_runner.data.loaders import Order
+
+        assert self.numbers is not None, "prepare() comes first"
+        rows = self.splits[split]
+        order = Order(len(rows), batch_size, placement, train=split == "train")
+        return CorpusLoader(self.numbers, rows, order, self.questions.get(split, no_questions()))
+
+    def _cut(self, sentences: int) -> dict[str, NDArray]:
+        import numpy as np
+
+        val, test = (max(1, round(share * sentences)) if share else 0 for share in (self.val_fraction, self.test_fraction))
+        if val + test >= sentences:
+            problem = f"{self.source} has {sentences} sentences of so many words, too few for every split"
+            raise ConfigError(problem, key="data.block_size", value=self.block_size, cure="a smaller data.block_size, or a longer text")
+        order = np.random.default_rng(SPLIT_SEED).permutation(sentences).astype(np.int32)
+        splits = {"val": np.sort(order[:val]), "test": np.sort(order[val : val + test]), "train": np.sort(order[val + test :])}
+        return splits if test else {**splits, "test": splits["val"]}
+
+
+class CorpusLoader:
+    """Batches of sentences (N, L), held in memory; in evaluation each with its share of the questions."""
+
+    def __init__(self, numbers: NDArray, rows: NDArray, order: Order, questions: Questions):
+        import torch
+
+        self.numbers, self.rows, self.order = torch.from_numpy(numbers), torch.from_numpy(rows), order
+        self.device = order.placement.device
+        if self.device.startswith("cuda"):
+            self.numbers, self.rows = self.numbers.to(self.device), self.rows.to(self.device)
+        self.questions = [torch.from_numpy(part) for part in questions]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[CorpusBatch]:
+        rank, world = self.order.placement.rank, self.order.placement.world_size
+        for number, batch in enumerate(self.order.batches(epoch)[start:], start):
+            words = self.numbers.index_select(0, self.rows[batch.to(self.rows.device)]).long().to(self.device)
+            yield CorpusBatch(words, *(self._share(part, number)[rank::world].to(self.device) for part in self.questions))
+
+    def _share(self, questions: Tensor, batch: int) -> Tensor:
+        """Of questions, every len(self)-th."""
+        return questions[batch :: len(self)]
+
+
+# -------------------------------------------------------------------- words
+
+
+def count(texts: Iterable[str], min_count: int, known: CorpusSpec | None = None) -> tuple[tuple[str, ...], tuple[int, ...], NDArray]:
+    """Words that come `min_count` times or more, the most frequent first; how often each comes; and the text, by their numbers, int32.
+
+    `known` words, if any, are kept as they are numbered and counted there.
+    """
+    import numpy as np
+
+    place: defaultdict[str, int] = defaultdict(None, {word: n for n, word in enumerate(known.words)} if known else {})
+    place.default_factory = place.__len__
+    found = array("i")
+    for text in texts:
+        found.extend(map(place.__getitem__, WORD.findall(text)))
+    numbers = np.frombuffer(found, np.int32).copy() if found else np.zeros(0, np.int32)
+    del found
+    if known:
+        return known.words, known.counts, numbers[numbers < len(known.words)]
+    counts = np.bincount(numbers, minlength=len(place))
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] >= min_count]
+    anew = np.full(len(place), -1, np.int32)
+    anew[order] = np.arange(len(order), dtype=np.int32)
+    for begin in range(0, len(numbers), CHARACTERS):  # in place: a corpus may be large
+        numbers[begin : begin + CHARACTERS] = anew[numbers[begin : begin + CHARACTERS]]
+    words = list(place)
+    return tuple(words[n] for n in order), tuple(counts[order].tolist()), numbers[numbers >= 0]
+
+
+def pieces(file: IO[bytes], name: str) -> Iterator[str]:
+    """A file's text, in pieces that end between words. Raises DataError, naming it, where it is not UTF-8 or breaks off."""
+    rest, text = "", io.TextIOWrapper(file, "utf-8-sig")
+    try:
+        for piece in iter(lambda: text.read(CHARACTERS), ""):
+            end = re.search(r"[^\W\d_]*$", piece)
+            assert end is not None
+            yield rest + piece[: end.start()] if end.start() else ""
+            rest = piece[end.start() :] if end.start() else rest + piece
+    except UnicodeDecodeError as error:
+        cure = "convert it, say by `iconv -f latin1 -t utf-8`, or take it away"
+        raise DataError(f"is not UTF-8 (byte {error.object[error.start]:#04x})", key=name, cure=cure) from None
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DataError(f"cannot be read ({error})", key=name, cure="get the file again") from None
+    yield rest
+
+
+def read_files(root: Path, digest: Callable[[bytes], None]) -> Iterator[str]:
+    """A text, plain or packed (.gz, .zip, .tar.gz), or all texts below a folder by their names; every file's bytes go to `digest`.
+
+    Raises DataError naming a file.
+    """
+    cure = "set data.root to a text, plain or packed (.gz, .zip, .tar.gz), or to a folder of such"
+    suffixes = {".txt", ".gz", ".zip", ".tgz"}
+    files = sorted(f for f in root.rglob("*") if f.is_file() and f.suffix in suffixes) if root.is_dir() else [root]
+    if not files:
+        raise DataError("holds no text", key=str(root), cure=cure)
+    for file in files:
+        try:
+            with file.open("rb") as raw:
+                for block in iter(lambda: raw.read(CHARACTERS), b""):
+                    digest(block)
+        except OSError as error:
+            problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise DataError(problem, key=str(file), cure=cure) from None
+        yield from unpacked(file)
+
+
+def unpacked(file: Path) -> Iterator[str]:
+    """The text of one file, whatever it is packed in. Raises DataError naming it."""
+    try:
+        if file.name.endswith((".tar.gz", ".tgz")):
+            with tarfile.open(file) as archive:
+                for member in archive:
+                    if content := archive.extractfile(member):
+                        yield from pieces(content, f"{file}:{member.name}")
+        elif file.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                for name in sorted(entry.filename for entry in archive.infolist() if not entry.is_dir()):
+                    with archive.open(name) as content:
+                        yield from pieces(content, f"{file}:{name}")
+        else:
+            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+                yield from pieces(content, str(file))  # type: ignore[arg-type]
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise DataError(f"cannot be read ({error})", key=str(file), cure="get the file again") from None
+
+
+# -------------------------------------------------------------------- questions
+
+
+def read_questions(root: str, words: tuple[str, ...]) -> tuple[tuple[str, ...], Questions]:
+    """WordSim-353 (Finkelstein et al., 2002) and the analogies of Mikolov et al., 2013a: names of their sections, and the questions.
+
+    Raises DataError where a file is absent or damaged, and cannot be had.
+    """
+    import numpy as np
+
+    place = {word: number for number, word in enumerate(words)}
+    rated = [line.lower().split("\t") for line in fetch(root, WORDSIM).decode().splitlines() if not line.startswith("#")]
+    sections: list[str] = []
+    asked: list[tuple[int, list[str]]] = []
+    for line in fetch(root, ANALOGIES).decode().splitlines():
+        if line.startswith(":"):
+            sections.append(line[1:].strip())
+        else:
+            asked.append((len(sections) - 1, line.lower().split()))
+    questions = Questions(
+        np.array([[place.get(word, -1) for word in row[:2]] for row in rated]),
+        np.array([float(row[2]) for row in rated], np.float32),
+        np.array([[place.get(word, -1) for word in question] for _, question in asked]),
+        np.array([section for section, _ in asked]),
+    )
+    return tuple(sections), questions
+
+
+def halves(questions: Questions) -> dict[str, Questions]:
+    """One half to choose by, one to report."""
+    import numpy as np
+
+    draws = np.random.default_rng(SPLIT_SEED)
+    first, second = (draws.permutation(len(part)) for part in (questions.pairs, questions.analogies))
+    return {
+        split: Questions(*(part[order[half::2]] for part, order in zip(questions, (first, first, second, second), strict=True)))
+        for half, split in enumerate(("val", "test"))
+    }
+
+
+def no_questions() -> Questions:
+    """Of a corpus that nothing is asked of."""
+    import numpy as np
+
+    return Questions(np.zeros((0, 2), np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.int64), np.zeros(0, np.int64))
+
+
+# -------------------------------------------------------------------- data sets
+
+
+@DATASETS.register("python_words")
+def build_python_words(
+    *,
+    min_count: Positive,
+    block_size: Positive,
+    batch_size: Positive,
+    eval_batch_size: Positive,
+    val_fraction: Share,
+    test_fraction: Fraction,
+) -> DataModule[CorpusSpec]:
+    """The words of Python's own documentation, as it is installed; 0.3 million."""
+
+    def read(digest: Callable[[bytes], None]) -> list[str]:
+        content = read_python_docs().content
+        digest(content.encode())
+        return [content]
+
+    return CorpusSet(read, "documentation of Python", None, min_count, block_size, batch_size, eval_batch_size, val_fraction, test_fraction)
+
+
+@DATASETS.register("text8")
+def build_text8(
+    *,
+    root: str,
+    min_count: Positive,
+    block_size: Positive,
+    batch_size: Positive,
+    eval_batch_size: Positive,
+    val_fraction: Share,
+    test_fraction: Fraction,
+) -> DataModule[CorpusSpec]:
+    """text8: 17 million words of the English Wikipedia of 2006 (Mahoney), judged by WordSim-353 and analogies."""
+
+    def read(digest: Callable[[bytes], None]) -> Iterator[str]:
+        fetch(root, TEXT8)
+        return read_files(Path(root, TEXT8.path), digest)
+
+    return CorpusSet(read, TEXT8.path, root, min_count, block_size, batch_size, eval_batch_size, val_fraction, test_fraction)
+
+
+@DATASETS.register("corpus")
+def build_corpus(
+    *,
+    root: str,
+    questions: str | None,
+    min_count: Positive,
+    block_size: Positive,
+    batch_size: Positive,
+    eval_batch_size: Positive,
+    val_fraction: Share,
+    test_fraction: Fraction,
+) -> DataModule[CorpusSpec]:
+    """The words of your own text: a file, plain or packed, or a folder of such."""
+    return CorpusSet(
+        lambda digest: read_files(Path(root), digest),
+        Path(root).name,
+        questions,
+        min_count,
+        block_size,
+        batch_size,
+        eval_batch_size,
+        val_fraction,
+        test_fraction,
+    )
