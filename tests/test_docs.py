@@ -24,8 +24,9 @@ HERE = {  # for sets that are downloaded
     "voc": "shapes",
     "tiny_shakespeare": "python_docs",
     "translation": "dates",
+    "text8": "python_words",
 }
-EMBEDDED = {"digits", "shapes", "python_docs", "docstrings", "dates"}
+EMBEDDED = {"digits", "shapes", "python_docs", "docstrings", "dates", "python_words"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
 DRAWN = {"vae": ["model.width=8", "model.judged=20"], "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"]}
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]

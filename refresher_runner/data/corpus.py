@@ -207,6 +207,8 @@ def pieces(file: IO[bytes], name: str) -> Iterator[str]:
         raise DataError(f"is not UTF-8 (byte {error.object[error.start]:#04x})", key=name, cure=cure) from None
     except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"cannot be read ({error})", key=name, cure="get the file again") from None
+    finally:
+        text.detach()  # who opened the file closes it
     yield rest
 
 

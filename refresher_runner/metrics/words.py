@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric as TorchMetric
-from torchmetrics import SpearmanCorrCoef
+from torchmetrics.functional import spearman_corrcoef
 
+from refresher_runner.metrics.wrappers import Through
 from refresher_runner.report import Matrix
 from refresher_runner.task import Metric
 
@@ -19,23 +21,22 @@ class Likeness(TorchMetric):
     """Spearman's correlation of cosines with people's ratings, over the pairs whose words are known, and how many these are, in [0, 1]."""
 
     full_state_update = False
-    asked: Tensor
+    likeness: list[Tensor]
+    ratings: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.correlation = SpearmanCorrCoef()
-        self.add_state("asked", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("answered", torch.zeros(()), dist_reduce_fx="sum")
+        for name in ("likeness", "ratings"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, preds: Any, targets: Any) -> None:
-        known = preds.likeness.isfinite()
-        if known.any():
-            self.correlation.update(preds.likeness[known], targets.ratings[known])
-        self.asked += len(known)
-        self.answered += known.sum()
+        self.likeness.append(preds.likeness)
+        self.ratings.append(targets.ratings)
 
     def compute(self) -> dict[str, Tensor]:
-        return {"spearman": self.correlation.compute(), "coverage": self.answered / self.asked}
+        likeness, ratings = joined(self.likeness), joined(self.ratings)
+        known = likeness.isfinite()
+        return {"spearman": spearman_corrcoef(likeness[known], ratings[known]), "coverage": known.float().mean()}
 
 
 class Analogies(TorchMetric):
@@ -61,9 +62,8 @@ class Analogies(TorchMetric):
         self.questions.append(targets.analogies)
         self.asked.append(targets.sections)
 
-    def compute(self) -> dict[str, Any]:
-        states = (self.answers, self.questions, self.asked)  # lists, or, of several ranks, joined already
-        answers, questions, asked = (torch.cat([*state]).cpu() if isinstance(state, list) else state.cpu() for state in states)
+    def compute(self) -> dict[str, Tensor]:
+        answers, questions, asked = (joined(state).cpu() for state in (self.answers, self.questions, self.asked))
         known = answers >= 0
         right = known & (answers == questions[:, 3])
         holds = torch.zeros(len(self.sections), 1 + int(max(answers.max(), questions.max())), dtype=torch.bool)
@@ -76,17 +76,22 @@ class Analogies(TorchMetric):
         column = torch.where(held[own, torch.arange(len(own))], own, first)
         counts = torch.zeros(len(self.sections), len(self.sections) + 1)
         counts.index_put_((own, column), torch.ones(len(own)), accumulate=True)
-        shares = {
-            name: right[here].float().mean() for section, name in enumerate(self.sections) if (here := known & (asked == section)).any()
-        }
-        return {
-            "accuracy": right[known].float().mean() if known.any() else torch.tensor(torch.nan),
-            "coverage": known.float().mean(),
-            "sections": shares,
-            "confusion_matrix": Matrix(counts, self.sections, (*self.sections, NOWHERE), "asked of", "answered from"),
-        }
+        asked_of = torch.stack([right[known & (asked == section)].float().mean() for section in range(len(self.sections))])
+        return {"accuracy": right[known].float().mean(), "coverage": known.float().mean(), "shares": asked_of, "counts": counts}
+
+    def show(self, value: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What is reported of it: sections of which nothing is known are left out."""
+        shares = {name: share for name, share in zip(self.sections, value["shares"], strict=True) if share.isfinite()}
+        matrix = Matrix(value["counts"], self.sections, (*self.sections, NOWHERE), "asked of", "answered from")
+        return {"accuracy": value["accuracy"], "coverage": value["coverage"], "sections": shares, "confusion_matrix": matrix}
 
 
 def word_metrics(sections: tuple[str, ...]) -> dict[str, Metric]:
     """Of `Answers` to the questions of a CorpusBatch."""
-    return {"wordsim": Likeness(), "analogies": Analogies(sections)}  # type: ignore[dict-item]
+    analogies = Analogies(sections)
+    return {"wordsim": Likeness(), "analogies": Through(analogies, show=analogies.show)}
+
+
+def joined(state: list[Tensor] | Tensor) -> Tensor:
+    """A state that is a list of batches, or of several ranks, which are one already."""
+    return torch.cat([*state]) if isinstance(state, list) else state

@@ -95,10 +95,11 @@ class _SkipGram(Function):
 
         true_score = torch.bmm(centre, context.mT)  # (b, D, S)
         false_score = torch.bmm(centre, false.mT)  # (b, D, M)
-        loss = (F.softplus(-true_score) * seen).sum() + (F.softplus(false_score) * drawn).sum()
+        p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
+        loss = _surprise(p_true, seen) + _surprise(p_false, drawn)
 
-        d_true = true_score.sigmoid_().sub_(1).mul_(seen)
-        d_false = false_score.sigmoid_().mul_(drawn)
+        d_true = p_true.sub_(1).mul_(seen)
+        d_false = p_false.sub_(1).mul_(-drawn)
         d_centre = torch.baddbmm(torch.bmm(d_true, context), d_false, false).view(-1, dim)
         d_u = u.new_empty(len(blocks.around) + noise.numel(), dim)
         blocks.fold(torch.bmm(d_true.mT, centre), d_u[: len(blocks.around)])
@@ -123,10 +124,11 @@ class _CBOW(Function):
 
         true_score = (h * true).sum(2, keepdim=True)  # (b, D, 1)
         false_score = torch.bmm(h, false.mT)  # (b, D, M)
-        loss = (F.softplus(-true_score) * some).sum() + (F.softplus(false_score) * some).sum() * weight
+        p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
+        loss = _surprise(p_true, some) + _surprise(p_false, some * weight)
 
-        d_true = true_score.sigmoid_().sub_(1).mul_(some)
-        d_false = false_score.sigmoid_().mul_(some * weight)
+        d_true = p_true.sub_(1).mul_(some)
+        d_false = p_false.sub_(1).mul_(-weight * some)
         d_h = torch.baddbmm(d_true * true, d_false, false)
         d_v = v.new_empty(len(blocks.around), dim)
         blocks.fold(torch.bmm(share.mT, d_h), d_v)
@@ -138,6 +140,11 @@ class _CBOW(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *_sparse(ctx, gradients[0]), None, None, None
+
+
+def _surprise(p: Tensor, weights: Tensor) -> Tensor:
+    """- sum of weights log p, where no p counts as less than the smallest number"""
+    return -(p.clamp(min=torch.finfo(p.dtype).tiny).log_() * weights).sum()
 
 
 def _remember(ctx: Any, loss: Tensor, blocks: Blocks, *parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:

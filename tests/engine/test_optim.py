@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from refresher_runner.engine.optim import Together, lr_factor
+from refresher_runner.compose import checked, compose
+from refresher_runner.engine.optim import RowSGD, Together, lr_factor
+from refresher_runner.errors import ConfigError
+from refresher_runner.models.word2vec import build_word2vec
 from refresher_runner.registry import OPTIMIZERS
-from refresher_runner.spec import LabelledTextSpec
+from refresher_runner.spec import CorpusSpec, LabelledTextSpec
 from tests.engine.toy import Toy, schedule
 from tests.models.build import DIGITS, build
 from tests.models.text import CHARACTERS
@@ -150,3 +153,57 @@ def test_inverse_sqrt_is_vaswanis_formula_scaled_to_peak_at_one() -> None:
 
 def test_constant_is_constant() -> None:
     assert ours(10, schedule="constant", warmup_steps=0) == [1.0] * 10
+
+
+def _row_sgd(grad: torch.Tensor, **options: Any) -> torch.Tensor:
+    param = nn.Parameter(torch.arange(12.0).view(4, 3))
+    param.grad = grad
+    RowSGD([param], **options).step()
+    return param.detach() - torch.arange(12.0).view(4, 3)
+
+
+def test_row_sgd_is_torchs_sgd_where_steps_have_no_bound() -> None:
+    rows, values = torch.tensor([[0, 2, 2]]), torch.randn(3, 3)
+    grad = torch.sparse_coo_tensor(rows, values, (4, 3), check_invariants=True)
+    param = nn.Parameter(torch.arange(12.0).view(4, 3))
+    param.grad = grad
+    torch.optim.SGD([param], lr=0.3).step()
+    expected = param.detach() - torch.arange(12.0).view(4, 3)
+    torch.testing.assert_close(_row_sgd(grad, lr=0.3, max_step=None), expected)
+    torch.testing.assert_close(_row_sgd(grad.to_dense(), lr=0.3, max_step=None), expected)
+
+
+@pytest.mark.parametrize("lr", [0.01, 1.0, 1000.0])
+def test_row_sgd_moves_no_row_further_than_its_bound(lr: float) -> None:
+    """lr sum g / (1 + lr sum |g| / max_step), row by row."""
+    rows, values = [0, 2, 2, 2], torch.randn(4, 3)
+    moved = _row_sgd(torch.sparse_coo_tensor(torch.tensor([rows]), values, (4, 3), check_invariants=True), lr=lr, max_step=0.5)
+    for row in range(4):
+        said = [value for at, value in zip(rows, values, strict=True) if at == row]
+        whole = torch.stack(said).sum(0) if said else torch.zeros(3)
+        expected = -lr * whole / (1 + lr * sum(float(v.norm()) for v in said) / 0.5)
+        torch.testing.assert_close(moved[row], expected)
+    assert (moved.norm(dim=1) < 0.5).all()
+
+
+def test_row_sgd_takes_a_sparse_row_once_as_a_dense_one() -> None:
+    grad = torch.sparse_coo_tensor(torch.tensor([[3, 1]]), torch.randn(2, 3), (4, 3), check_invariants=True)
+    torch.testing.assert_close(_row_sgd(grad, lr=2.0, max_step=0.7), _row_sgd(grad.to_dense(), lr=2.0, max_step=0.7))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop", "muon"])
+def test_tables_of_which_rows_are_looked_up_want_an_optimizer_for_rows(name: str) -> None:
+    settings = checked(*compose(["model=word2vec", f"optimizer={name}"]))
+    task = build_word2vec(
+        CorpusSpec(("a", "b"), (1, 1)),
+        architecture="cbow",
+        output="negative",
+        dim=2,
+        window=1,
+        negatives=1,
+        shared_negatives=0,
+        subsample=None,
+    )
+    with pytest.raises(ConfigError, match="rows") as refused:
+        OPTIMIZERS.builder(name)(task, **settings.optimizer.options)
+    assert refused.value.cure == "optimizer=row_sgd"
