@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class Analogies(TorchMetric):
         asked_of = torch.stack([right[known & (asked == section)].float().mean() for section in range(len(self.sections))])
         return {"accuracy": right[known].float().mean(), "coverage": known.float().mean(), "shares": asked_of, "counts": counts}
 
-    def show(self, value: Mapping[str, Tensor]) -> dict[str, Any]:
+    def show(self, value: Any) -> dict[str, Any]:
         """What is reported of it: sections of which nothing is known are left out."""
         shares = {name: share for name, share in zip(self.sections, value["shares"], strict=True) if share.isfinite()}
         matrix = Matrix(value["counts"], self.sections, (*self.sections, NOWHERE), "asked of", "answered from")
