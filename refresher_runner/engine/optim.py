@@ -130,7 +130,7 @@ def _step_rows(param: Tensor, grad: Tensor, lr: float, max_step: float | None) -
         return
     said = values.new_zeros(len(param)).index_add_(0, rows, torch.linalg.vector_norm(values, dim=1))
     scale = said.mul_(lr / max_step).add_(1).reciprocal_().mul_(-lr)
-    param.index_add_(0, rows, values * scale.index_select(0, rows)[:, None])
+    param.index_add_(0, rows, values.mul_(scale.index_select(0, rows)[:, None]))  # the gradient is spent
 
 
 class Together:

@@ -35,10 +35,10 @@ class Blocks(NamedTuple):
         number = -(-len(words) // size)
         fill = number * size - len(words)
         around = F.pad(words, (window, window + fill))
-        sentences = F.pad(sentence, (window, window + fill), value=-1)
-        reach = F.pad(reach, (0, fill)).view(number, size, 1)  # a filler reaches nothing
-        row = torch.arange(size, device=words.device)[:, None]
-        apart = (torch.arange(size + 2 * window, device=words.device) - window - row).abs()
+        sentences = F.pad(sentence.int(), (window, window + fill), value=-1)  # small numbers are compared faster
+        reach = F.pad(reach.to(torch.int16), (0, fill)).view(number, size, 1)  # a filler reaches nothing
+        row = torch.arange(size, device=words.device, dtype=torch.int16)[:, None]
+        apart = (torch.arange(-window, size + window, device=words.device, dtype=torch.int16) - row).abs()
         near = (apart <= reach) & (apart > 0)
         own = sentences[window : window + number * size].view(number, size, 1)
         same = _overlapping(sentences, number, size, window)[:, None] == own
@@ -98,13 +98,14 @@ class _SkipGram(Function):
         p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
         loss = _surprise(p_true, seen) + _surprise(p_false, drawn)
 
-        d_true = p_true.sub_(1).mul_(seen)
-        d_false = p_false.sub_(1).mul_(-drawn)
+        d_true = p_true.sub_(1).mul_(seen / blocks.words)
+        d_false = p_false.sub_(1).mul_(drawn / -blocks.words)
         d_centre = torch.baddbmm(torch.bmm(d_true, context), d_false, false).view(-1, dim)
         d_u = u.new_empty(len(blocks.around) + noise.numel(), dim)
         blocks.fold(torch.bmm(d_true.mT, centre), d_u[: len(blocks.around)])
         torch.bmm(d_false.mT, centre, out=d_u[len(blocks.around) :].view(b, -1, dim))
-        return _remember(ctx, loss, blocks, (blocks.centres, d_centre, v), (torch.cat([blocks.around, noise.view(-1)]), d_u, u))
+        _remember(ctx, (blocks.centres, d_centre, v), (torch.cat([blocks.around, noise.view(-1)]), d_u, u))
+        return loss / blocks.words
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,15 +128,16 @@ class _CBOW(Function):
         p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
         loss = _surprise(p_true, some) + _surprise(p_false, some * weight)
 
-        d_true = p_true.sub_(1).mul_(some)
-        d_false = p_false.sub_(1).mul_(-weight * some)
+        d_true = p_true.sub_(1).mul_(some / blocks.words)
+        d_false = p_false.sub_(1).mul_(some * (-weight / blocks.words))
         d_h = torch.baddbmm(d_true * true, d_false, false)
         d_v = v.new_empty(len(blocks.around), dim)
         blocks.fold(torch.bmm(share.mT, d_h), d_v)
         d_u = u.new_empty(len(blocks.centres) + noise.numel(), dim)
         torch.mul(d_true, h, out=d_u[: len(blocks.centres)].view(b, size, dim))
         torch.bmm(d_false.mT, h, out=d_u[len(blocks.centres) :].view(b, -1, dim))
-        return _remember(ctx, loss, blocks, (blocks.around, d_v, v), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u))
+        _remember(ctx, (blocks.around, d_v, v), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u))
+        return loss / blocks.words
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -147,13 +149,13 @@ def _surprise(p: Tensor, weights: Tensor) -> Tensor:
     return -(p.clamp(min=torch.finfo(p.dtype).tiny).log_() * weights).sum()
 
 
-def _remember(ctx: Any, loss: Tensor, blocks: Blocks, *parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """The gradients of a sum, for `_sparse`; and the mean, over the words that are no filler."""
-    ctx.words = blocks.words
+def _remember(ctx: Any, *parts: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Rows, their gradients, and the table that they are of."""
     ctx.parts = [(rows, values, table.shape) for rows, values, table in parts]
-    return loss / ctx.words
 
 
 def _sparse(ctx: Any, gradient: Tensor) -> Iterator[Tensor]:
     for rows, values, shape in ctx.parts:
-        yield torch.sparse_coo_tensor(rows[None], values.mul_(gradient / ctx.words), shape, check_invariants=False)
+        if gradient.device.type != "cpu" or gradient != 1:  # a device would have to be waited for
+            values = values * gradient
+        yield torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False)

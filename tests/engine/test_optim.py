@@ -157,7 +157,7 @@ def test_constant_is_constant() -> None:
 
 def _row_sgd(grad: torch.Tensor, **options: Any) -> torch.Tensor:
     param = nn.Parameter(torch.arange(12.0).view(4, 3))
-    param.grad = grad
+    param.grad = grad.clone()
     RowSGD([param], **options).step()
     return param.detach() - torch.arange(12.0).view(4, 3)
 
