@@ -43,7 +43,7 @@ from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.nn.word_blocks import Blocks, cbow_loss, skip_gram_loss
 from refresher_runner.nn.word_vectors import write_vectors
 from refresher_runner.registry import MODELS
-from refresher_runner.report import Embedding, Prediction, Report, Text
+from refresher_runner.report import Embedding, Matrix, Prediction, Report, Text
 from refresher_runner.schema import NonNegative, Positive, PositiveFloat
 from refresher_runner.spec import CorpusBatch, CorpusSpec
 from refresher_runner.task import Metric, Output, Task
@@ -286,7 +286,7 @@ class Word2Vec(Task):
         return word_metrics(self.spec.sections)
 
     def observe(self, batch: CorpusBatch) -> Report:
-        """The neighbours of some words, neither the most frequent nor the rarest, and the vectors of the frequent ones."""
+        """The neighbours of some words, neither the most frequent nor the rarest, how like these are, and the vectors of frequent ones."""
         some = torch.linspace(min(100, len(self.spec.words) // 4), len(self.spec.words) // 2, ASKED).long().to(self.v.weight.device)
         cosines, words = self.nearest(self.v.weight[some], some[:, None])
         rows = [
@@ -295,7 +295,12 @@ class Word2Vec(Task):
         ]
         vectors = self.v.weight[:SHOWN].float().cpu()
         table = "\n".join(["| word | nearest |", "|---|---|", *rows])
-        return {"neighbours": Text(table), "words": Embedding(vectors, self.spec.words[: len(vectors)])}
+        unit, names = self.unit_vectors()[some], tuple(self.spec.words[word] for word in some.tolist())
+        return {
+            "neighbours": Text(table),
+            "likeness": Matrix((unit @ unit.T).float(), names, names, "word", "cosine with"),
+            "words": Embedding(vectors, self.spec.words[: len(vectors)]),
+        }
 
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
         """The words nearest to each word, or to each sum: `king - man + woman`. Raises UsageError for a word that is not known."""

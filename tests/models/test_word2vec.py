@@ -315,3 +315,4 @@ def test_observed_are_neighbours_and_vectors():
     report = told().observe(batch())
     assert "| word | nearest |" in report["neighbours"].markdown  # type: ignore[union-attr]
     assert report["words"].labels == WORDS  # type: ignore[union-attr]
+    torch.testing.assert_close(report["likeness"].values.diagonal(), torch.ones(16))  # type: ignore[union-attr]
