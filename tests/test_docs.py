@@ -115,6 +115,8 @@ def quickly(line: str) -> list[str]:
         words = [word for word in words if word != f"data={data}"] + [f"data={here}"]
     elif here not in EMBEDDED and not any(word.startswith("data.root=") for word in words):
         words = [*words, "data.root=my_boxes"]
+    if config["data"].get("binarise") and here != data:
+        words = [*words, "~data.binarise"]  # which digits do not have
     return [*words, *(FEW if here in ("shapes", "dates") else []), *DRAWN.get(config["model"]["name"], []), *QUICK]
 
 
