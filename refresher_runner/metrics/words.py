@@ -73,8 +73,8 @@ class Analogies(TorchMetric):
         first = torch.where(held.any(0), held.int().argmax(0), len(self.sections))
         own = asked[known]
         column = torch.where(held[own, torch.arange(len(own))], own, first)
-        counts = torch.zeros(len(self.sections), len(self.sections) + 1)
-        counts.index_put_((own, column), torch.ones(len(own)), accumulate=True)
+        counts = torch.zeros(len(self.sections), len(self.sections) + 1, dtype=torch.long)
+        counts.index_put_((own, column), torch.ones_like(own), accumulate=True)
         asked_of = torch.stack([right[known & (asked == section)].float().mean() for section in range(len(self.sections))])
         return {"accuracy": right[known].float().mean(), "coverage": known.float().mean(), "shares": asked_of, "counts": counts}
 
