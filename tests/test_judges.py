@@ -48,6 +48,7 @@ def test_a_small_one_knows_its_data_and_is_trained_once():
     assert torch.equal(judged()[0](batch.images)[1], logits), "a damaged one is trained anew"  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_other_data_have_another_judge():
     judged()
     judged("data.pad=0")

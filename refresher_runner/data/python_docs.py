@@ -12,6 +12,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,8 @@ def joined(found: Iterable[Entry]) -> Text:
     return Text(content, {f"documentation of Python {platform.python_version()}": sha256(content.encode())})
 
 
-def entries() -> list[Entry]:
+@cache  # it is the same as long as this Python runs
+def entries() -> tuple[Entry, ...]:
     """All that is documented.
 
     Topics and modules come in an order drawn once and for all from their names, so that every split holds some of each. A long paragraph
@@ -67,7 +69,7 @@ def entries() -> list[Entry]:
     seen: set[str] = set()
     found = ((heading, unseen(body, seen)) for _, entries in documents for heading, body in entries)
     # without the lone surrogates that a string's escapes can write, and no file can hold
-    return [(heading, body.encode("utf-8", "ignore").decode()) for heading, body in found if body]
+    return tuple((heading, body.encode("utf-8", "ignore").decode()) for heading, body in found if body)
 
 
 def written(entry: Entry) -> str:

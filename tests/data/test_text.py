@@ -340,7 +340,9 @@ def test_shakespeare_is_nanogpts(shared_data):
     """The numbers that its prepare.py prints, and how the text begins in them."""
     data = build_tiny_shakespeare(root=str(shared_data), **COMMON, val_fraction=0.1, test_fraction=0.0)
     data.prepare()
-    assert {split: len(found) for split, found in data.splits.items()} == {"train": 1_003_854, "val": 111_540, "test": 111_540}
+    assert {split: len(found) for split, found in data.splits.items()} == {"train": 1_003_854, "val": 111_540}
+    tested, validated = (list(loader.batches(0)) for loader in (data.test_loader(ONE), data.val_loader(ONE)))
+    assert all(torch.equal(a.targets, b.targets) for a, b in zip(tested, validated, strict=True)), "it is tested on its validation part"
     assert "".join(data.spec.vocabulary.tokens) == "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     assert data.splits["train"][:14].tolist() == [18, 47, 56, 57, 58, 1, 15, 47, 58, 47, 64, 43, 52, 10]
     assert data.checksums() == {"tinyshakespeare/input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}
