@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from refresher_runner.data.fetch import sha256
 from refresher_runner.errors import CheckpointError, ConfigError
 from refresher_runner.registry import MODELS
-from refresher_runner.restore import pretrained
+from refresher_runner.restore import check_fit, pretrained
 from refresher_runner.settings import FREE_OF_DATA, Settings, check
 from refresher_runner.spec import DataModule, ImageSpec, Placement, Spec
 
@@ -64,10 +64,8 @@ def _of_run(name: str, spec: Spec, device: torch.device) -> Judge:
     task = MODELS.builder(model.name)(saved.spec, **model.options)
     if not isinstance(task, Classifier):
         raise ConfigError(f"is a run of {model.name}, no classifier", key="judge", value=name, cure="a run of cnn, mlp or resnet, or auto")
-    try:
-        task.load_state_dict(saved.weights)
-    except RuntimeError:
-        raise CheckpointError("its weights do not fit its configuration", key=str(saved.path)) from None
+    check_fit(task, saved.weights, saved.path)
+    task.load_state_dict(saved.weights)
     return Judge(task.to(device), f"{model.name}, {saved.path}")
 
 

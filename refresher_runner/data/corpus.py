@@ -6,22 +6,21 @@ left out and the others numbered anew, the most frequent first.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import re
-import tarfile
-import zipfile
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refresher_runner.data.fetch import Published, fetch
+from refresher_runner.data.learnt import LearntSet
 from refresher_runner.data.python_docs import read_python_docs
-from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.data.streams import CHARACTERS, read_files
+from refresher_runner.data.text import Cut
+from refresher_runner.errors import ConfigError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, Positive, Share
 from refresher_runner.spec import CorpusBatch, CorpusSpec, DataModule, Placement, Spec
@@ -42,7 +41,6 @@ ANALOGIES = Published(
 )
 
 WORD = re.compile(r"[^\W\d_]+")  # letters of any script, one after another
-CHARACTERS = 1 << 20  # of a text, read at once
 SPLIT_SEED = 0  # which sentences and questions are of which split does not depend on the run's seed
 
 
@@ -55,32 +53,25 @@ class Questions(NamedTuple):
     sections: NDArray
 
 
+class Counted(NamedTuple):
+    """A text as numbers (N,) int32 of its words, the most frequent first; how often each comes; and the digest of what was read."""
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...]
+    numbers: NDArray
+    checksums: dict[str, str]
+
+
 @dataclass
-class CorpusSet(DataModule[CorpusSpec]):
-    """Sentences of `block_size` successive words each, wherever sentences really end. `read` gives pieces of text, cut between words."""
+class CorpusSet(LearntSet[CorpusSpec]):
+    """Sentences of `block_size` successive words each, wherever sentences really end."""
 
-    learnt: ClassVar[bool] = True
-
-    read: Callable[[Callable[[bytes], None]], Iterable[str]]
-    source: str
+    cut: Cut
     questions_root: str | None
-    min_count: int
-    block_size: int
-    batch_size: int
-    eval_batch_size: int
-    val_fraction: float
-    test_fraction: float
     spec: CorpusSpec = field(init=False)
-    digests: dict[str, str] = field(default_factory=dict, init=False)
-    known: CorpusSpec | None = field(default=None, init=False)
     numbers: NDArray | None = field(default=None, init=False)  # (N, block_size) int32
     splits: dict[str, NDArray] = field(default_factory=dict, init=False)  # rows of `numbers`
     questions: dict[str, Questions] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        if self.val_fraction + self.test_fraction >= 1:
-            problem = f"with data.val_fraction={self.val_fraction:g} leaves nothing to train on"
-            raise ConfigError(problem, key="data.test_fraction", value=self.test_fraction, cure="shares that add up to less than 1")
 
     def adopt(self, spec: Spec) -> None:
         self.known = spec if isinstance(spec, CorpusSpec) else None
@@ -89,33 +80,16 @@ class CorpusSet(DataModule[CorpusSpec]):
         """Raises DataError naming a file, and ConfigError where too little is left."""
         if self.splits:
             return
-        digest = hashlib.sha256()
-        words, counts, numbers = count(map(str.lower, self.read(digest.update)), self.min_count, self.known)
-        if len(words) < 2:
-            problem = f"leaves {len(words)} words of {self.source}"
-            raise ConfigError(problem, key="data.min_count", value=self.min_count, cure="a smaller data.min_count, or a longer text")
+        words, counts, numbers, self.digests = self.read(self.known)
         sentences = len(numbers) // self.block_size
         self.splits = self._cut(sentences)
         self.numbers = numbers[: sentences * self.block_size].reshape(sentences, self.block_size)
-        self.digests = {self.source: digest.hexdigest()}
         sections: tuple[str, ...] = ()
         if self.questions_root is not None:
             sections, asked = read_questions(self.questions_root, words)
             self.questions = halves(asked)
             self.digests |= {file.path: file.sha256 for file in (WORDSIM, ANALOGIES)}
         self.spec = CorpusSpec(words, counts, sections)
-
-    def checksums(self) -> dict[str, str]:
-        return self.digests
-
-    def train_loader(self, placement: Placement) -> CorpusLoader:
-        return self._loader("train", self.batch_size, placement)
-
-    def val_loader(self, placement: Placement) -> CorpusLoader:
-        return self._loader("val", self.eval_batch_size, placement)
-
-    def test_loader(self, placement: Placement) -> CorpusLoader:
-        return self._loader("test", self.eval_batch_size, placement)
 
     def _loader(self, split: str, batch_size: int, placement: Placement) -> CorpusLoader:
         from refresher_runner.data.loaders import Order
@@ -128,13 +102,13 @@ class CorpusSet(DataModule[CorpusSpec]):
     def _cut(self, sentences: int) -> dict[str, NDArray]:
         import numpy as np
 
-        val, test = (max(1, round(share * sentences)) if share else 0 for share in (self.val_fraction, self.test_fraction))
+        val, test = (max(1, round(share * sentences)) if share else 0 for share in (self.cut.val, self.cut.test))
         if val + test >= sentences:
-            problem = f"{self.source} has {sentences} sentences of so many words, too few for every split"
+            problem = f"{next(iter(self.digests))} has {sentences} sentences of so many words, too few for every split"
             raise ConfigError(problem, key="data.block_size", value=self.block_size, cure="a smaller data.block_size, or a longer text")
         order = np.random.default_rng(SPLIT_SEED).permutation(sentences).astype(np.int32)
         splits = {"val": np.sort(order[:val]), "test": np.sort(order[val : val + test]), "train": np.sort(order[val + test :])}
-        return splits if test else {**splits, "test": splits["val"]}
+        return splits if test else {**splits, "test": splits["val"]}  # of which other questions are asked
 
 
 class CorpusLoader:
@@ -166,6 +140,19 @@ class CorpusLoader:
 # -------------------------------------------------------------------- words
 
 
+def counted(source: str, read: Callable[[Callable[[bytes], None]], Iterable[str]], min_count: int, known: CorpusSpec | None) -> Counted:
+    """What `read` gives, pieces of text that are cut between words, in small letters; to what it is given go the bytes that it reads.
+
+    Raises ConfigError where fewer than two words are left.
+    """
+    digest = hashlib.sha256()
+    words, counts, numbers = count(map(str.lower, read(digest.update)), min_count, known)
+    if len(words) < 2:
+        problem = f"leaves {len(words)} words of {source}"
+        raise ConfigError(problem, key="data.min_count", value=min_count, cure="a smaller data.min_count, or a longer text")
+    return Counted(words, counts, numbers, {source: digest.hexdigest()})
+
+
 def count(texts: Iterable[str], min_count: int, known: CorpusSpec | None = None) -> tuple[tuple[str, ...], tuple[int, ...], NDArray]:
     """Words that come `min_count` times or more, the most frequent first; how often each comes; and the text, by their numbers, int32.
 
@@ -191,66 +178,6 @@ def count(texts: Iterable[str], min_count: int, known: CorpusSpec | None = None)
         numbers[begin : begin + CHARACTERS] = anew[numbers[begin : begin + CHARACTERS]]
     words = list(place)
     return tuple(words[n] for n in order), tuple(counts[order].tolist()), numbers[numbers >= 0]
-
-
-def pieces(file: IO[bytes], name: str) -> Iterator[str]:
-    """A file's text, in pieces that end between words. Raises DataError, naming it, where it is not UTF-8 or breaks off."""
-    rest, text = "", io.TextIOWrapper(file, "utf-8-sig")
-    try:
-        for piece in iter(lambda: text.read(CHARACTERS), ""):
-            end = re.search(r"[^\W\d_]*$", piece)
-            assert end is not None
-            yield rest + piece[: end.start()] if end.start() else ""
-            rest = piece[end.start() :] if end.start() else rest + piece
-    except UnicodeDecodeError as error:
-        cure = "convert it, say by `iconv -f latin1 -t utf-8`, or take it away"
-        raise DataError(f"is not UTF-8 (byte {error.object[error.start]:#04x})", key=name, cure=cure) from None
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise DataError(f"cannot be read ({error})", key=name, cure="get the file again") from None
-    finally:
-        text.detach()  # who opened the file closes it
-    yield rest
-
-
-def read_files(root: Path, digest: Callable[[bytes], None]) -> Iterator[str]:
-    """A text, plain or packed (.gz, .zip, .tar.gz), or all texts below a folder by their names; every file's bytes go to `digest`.
-
-    Raises DataError naming a file.
-    """
-    cure = "set data.root to a text, plain or packed (.gz, .zip, .tar.gz), or to a folder of such"
-    suffixes = {".txt", ".gz", ".zip", ".tgz"}
-    files = sorted(f for f in root.rglob("*") if f.is_file() and f.suffix in suffixes) if root.is_dir() else [root]
-    if not files:
-        raise DataError("holds no text", key=str(root), cure=cure)
-    for file in files:
-        try:
-            with file.open("rb") as raw:
-                for block in iter(lambda: raw.read(CHARACTERS), b""):
-                    digest(block)
-        except OSError as error:
-            problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            raise DataError(problem, key=str(file), cure=cure) from None
-        yield from unpacked(file)
-
-
-def unpacked(file: Path) -> Iterator[str]:
-    """The text of one file, whatever it is packed in. Raises DataError naming it."""
-    try:
-        if file.name.endswith((".tar.gz", ".tgz")):
-            with tarfile.open(file) as archive:
-                for member in archive:
-                    if content := archive.extractfile(member):
-                        yield from pieces(content, f"{file}:{member.name}")
-        elif file.suffix == ".zip":
-            with zipfile.ZipFile(file) as archive:
-                for name in sorted(entry.filename for entry in archive.infolist() if not entry.is_dir()):
-                    with archive.open(name) as content:
-                        yield from pieces(content, f"{file}:{name}")
-        else:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
-                yield from pieces(content, str(file))  # type: ignore[arg-type]
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise DataError(f"cannot be read ({error})", key=str(file), cure="get the file again") from None
 
 
 # -------------------------------------------------------------------- questions
@@ -320,7 +247,10 @@ def build_python_words(
         digest(content.encode())
         return [content]
 
-    return CorpusSet(read, "documentation of Python", None, min_count, block_size, batch_size, eval_batch_size, val_fraction, test_fraction)
+    cut = Cut(val_fraction, test_fraction)
+    return CorpusSet(
+        lambda known: counted("documentation of Python", read, min_count, known), block_size, batch_size, eval_batch_size, cut, None
+    )
 
 
 @DATASETS.register("text8")
@@ -340,7 +270,8 @@ def build_text8(
         fetch(root, TEXT8)
         return read_files(Path(root, TEXT8.path), digest)
 
-    return CorpusSet(read, TEXT8.path, root, min_count, block_size, batch_size, eval_batch_size, val_fraction, test_fraction)
+    cut = Cut(val_fraction, test_fraction)
+    return CorpusSet(lambda known: counted(TEXT8.path, read, min_count, known), block_size, batch_size, eval_batch_size, cut, root)
 
 
 @DATASETS.register("corpus")
@@ -356,14 +287,11 @@ def build_corpus(
     test_fraction: Fraction,
 ) -> DataModule[CorpusSpec]:
     """The words of your own text: a file, plain or packed, or a folder of such."""
+
+    def read(digest: Callable[[bytes], None]) -> Iterator[str]:
+        return read_files(Path(root), digest)
+
+    cut = Cut(val_fraction, test_fraction)
     return CorpusSet(
-        lambda digest: read_files(Path(root), digest),
-        Path(root).name,
-        questions,
-        min_count,
-        block_size,
-        batch_size,
-        eval_batch_size,
-        val_fraction,
-        test_fraction,
+        lambda known: counted(Path(root).name, read, min_count, known), block_size, batch_size, eval_batch_size, cut, questions
     )

@@ -21,13 +21,13 @@ class LearntSet(DataModule[S]):
 
     learnt: ClassVar[bool] = True
 
-    read: Callable[[Vocabulary | None], Any]  # with a vocabulary that is known, or one of its own
+    read: Callable[[Any], Any]  # with what is `known`, a vocabulary mostly, or None: then with one of its own
     block_size: int
     batch_size: int
     eval_batch_size: int
     splits: dict[str, Any] = field(default_factory=dict, init=False)
     digests: dict[str, str] = field(default_factory=dict, init=False)
-    known: Vocabulary | None = field(default=None, init=False)
+    known: Any = field(default=None, init=False)  # of a checkpoint, as `adopt` takes it out of its spec
 
     def adopt(self, spec: Spec) -> None:
         self.known = getattr(spec, "vocabulary", None)

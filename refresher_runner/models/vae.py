@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.nn.pictures import picture_files, side_by_side
-from refresher_runner.nn.unet import GROUPS
+from refresher_runner.nn.unet import GROUPS, check_levels
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Embedding, Images, Loggable, Prediction, Report
 from refresher_runner.schema import NonNegative, NonNegativeFloat, Positive, PositiveFloat
@@ -311,10 +311,7 @@ def build_vae(
 
     Raises ConfigError where channels cannot be divided, or `modulation` is neither one number nor one for each latent.
     """
-    if width % GROUPS:
-        raise ConfigError("is not a multiple of the groups of a norm", key="model.width", value=width, cure=f"a multiple of {GROUPS}")
-    if not multipliers:
-        raise ConfigError("needs at least one level", key="model.multipliers", value=[], cure="model.multipliers=[1,2]")
+    check_levels(width, multipliers)
     if len(modulation) not in (1, latents):
         problem = f"holds {len(modulation)} numbers for {latents} latents"
         raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")

@@ -50,6 +50,7 @@ from refresher_runner.task import Metric, Output, Task
 
 NEAREST = 10  # words that are told of each
 SHOWN = 2000  # words in the projector
+CHUNK = 1024  # directions that are compared with all words at once
 ASKED = 16  # words whose neighbours are told at every evaluation
 
 
@@ -262,8 +263,13 @@ class Word2Vec(Task):
 
     def nearest(self, directions: Tensor, but: Tensor, number: int = NEAREST) -> tuple[Tensor, Tensor]:
         """The words nearest to directions (Q, C), except for those of `but` (Q, any): cosines (Q, number), words (Q, number)."""
-        likeness = F.normalize(directions, dim=1) @ self.unit_vectors().T
-        return likeness.scatter_(1, but, -math.inf).topk(min(number, len(self.spec.words) - but.shape[1]))
+        unit, number = self.unit_vectors(), min(number, len(self.spec.words) - but.shape[1])
+        found = [
+            (F.normalize(some, dim=1) @ unit.T).scatter_(1, left_out, -math.inf).topk(number)
+            for some, left_out in zip(directions.split(CHUNK), but.split(CHUNK), strict=True)
+        ]
+        cosines, words = zip(*found, strict=True)
+        return torch.cat(cosines), torch.cat(words)
 
     def answers(self, batch: CorpusBatch) -> Answers:
         """Cosines of pairs; of analogies the word nearest to b - a + c, none of the three (3CosAdd: Levy and Goldberg, 2014, eq. 1)."""
@@ -272,10 +278,10 @@ class Word2Vec(Task):
         pairs = unit[batch.pairs.clamp(min=0)]
         likeness = (pairs[:, 0] * pairs[:, 1]).sum(1).masked_fill(~known, math.nan)
         words = torch.full((len(batch.analogies),), -1, device=unit.device)
-        for rows in (batch.analogies >= 0).all(1).nonzero().squeeze(1).split(1024):  # so many times V numbers at once
-            asked = batch.analogies[rows, :3]
-            a, b, c = unit[asked].unbind(1)
-            words[rows] = self.nearest(b - a + c, asked, 1)[1].squeeze(1)
+        answered = (batch.analogies >= 0).all(1)
+        asked = batch.analogies[answered, :3]
+        a, b, c = unit[asked].unbind(1)
+        words[answered] = self.nearest(b - a + c, asked, 1)[1].squeeze(1)
         return Answers(likeness, words)
 
     def metrics(self) -> dict[str, Metric]:
@@ -304,9 +310,10 @@ class Word2Vec(Task):
 
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
         """The words nearest to each word, or to each sum: `king - man + woman`. Raises UsageError for a word that is not known."""
+        unit = self.unit_vectors()
         for asked in inputs:
             signs, numbers = self._parse(asked)
-            vectors = self.unit_vectors()[numbers] * signs.to(self.v.weight.device)[:, None]
+            vectors = unit[numbers] * signs.to(self.v.weight.device)[:, None]
             cosines, words = self.nearest(vectors.sum(0, keepdim=True), torch.tensor([numbers], device=vectors.device))
             named = [self.spec.words[n] for n in words[0].tolist()]
             rows = "\n".join(f"| {word} | {cosine:.3f} |" for word, cosine in zip(named, cosines[0].tolist(), strict=True))

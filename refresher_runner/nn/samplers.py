@@ -104,9 +104,8 @@ def velocity(process: Process, denoise: Denoiser, x: Tensor, t: float) -> Tensor
 
     In this angle (Salimans and Ho, 2022, appendix D. https://arxiv.org/abs/2202.00512) the flow is as gentle at noise as at data.
     """
-    alpha, sigma = process.rates(_at(t, x), x.ndim)
     x0, eps = denoise(x, _at(t, x))
-    return alpha * eps - sigma * x0
+    return process.target("v", x0, eps, _at(t, x))
 
 
 def angle(process: Process, t: float) -> float:

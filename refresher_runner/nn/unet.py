@@ -185,16 +185,21 @@ class UNet(nn.Module):
         return self.head(F.silu(self.norm(x)))
 
 
-def check_geometry(size: int, width: int, multipliers: Sequence[int], attention: Sequence[int], heads: int) -> None:
-    """Raises ConfigError, naming the key of a model, where pictures of so many pixels, or channels, cannot be divided as asked."""
+def check_levels(width: int, multipliers: Sequence[int]) -> None:
+    """Raises ConfigError, naming the key of a model, where there is no level, or its channels are not to be grouped."""
+    if width % GROUPS:
+        raise ConfigError("is not a multiple of the groups of a norm", key="model.width", value=width, cure=f"a multiple of {GROUPS}")
     if not multipliers:
         raise ConfigError("needs at least one level", key="model.multipliers", value=[], cure="model.multipliers=[1,2]")
+
+
+def check_geometry(size: int, width: int, multipliers: Sequence[int], attention: Sequence[int], heads: int) -> None:
+    """Raises ConfigError, naming the key of a model, where pictures of so many pixels, or channels, cannot be divided as asked."""
+    check_levels(width, multipliers)
     smallest = 2 ** (len(multipliers) - 1)
     if size % smallest:
         problem = f"halving pictures of {size} pixels {len(multipliers) - 1} times leaves a remainder"
         raise ConfigError(problem, key="model.multipliers", value=list(multipliers), cure="fewer levels, or pictures of another size")
-    if width % GROUPS:
-        raise ConfigError("is not a multiple of the groups of a norm", key="model.width", value=width, cure=f"a multiple of {GROUPS}")
     levels = [2**level for level in range(len(multipliers))]
     for factor in attention:
         if factor not in levels:

@@ -7,7 +7,6 @@ that the block shares are another. Gradients are sparse: the rows that were look
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +83,21 @@ def cbow_loss(v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float
     return _CBOW.apply(v, u, blocks, noise, weight)  # type: ignore[no-any-return]
 
 
-class _SkipGram(Function):
+class _RowByRow(Function):
+    """What its forward pass leaves in `ctx.parts`, rows, their gradients and the shape of their table, is given as sparse gradients."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        found = []
+        for rows, values, shape in ctx.parts:
+            if gradient.device.type != "cpu" or gradient != 1:  # a device would have to be waited for
+                values = values * gradient
+            found.append(torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False))
+        return *found, None, None, None
+
+
+class _SkipGram(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
         b, size, dim = blocks.number, blocks.size, v.shape[1]
@@ -104,15 +117,11 @@ class _SkipGram(Function):
         d_u = u.new_empty(len(blocks.around) + noise.numel(), dim)
         blocks.fold(torch.bmm(d_true.mT, centre), d_u[: len(blocks.around)])
         torch.bmm(d_false.mT, centre, out=d_u[len(blocks.around) :].view(b, -1, dim))
-        _remember(ctx, (blocks.centres, d_centre, v), (torch.cat([blocks.around, noise.view(-1)]), d_u, u))
+        ctx.parts = (blocks.centres, d_centre, v.shape), (torch.cat([blocks.around, noise.view(-1)]), d_u, u.shape)
         return loss / blocks.words
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_sparse(ctx, gradients[0]), None, None, None
 
-
-class _CBOW(Function):
+class _CBOW(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
         b, size, dim = blocks.number, blocks.size, v.shape[1]
@@ -136,26 +145,10 @@ class _CBOW(Function):
         d_u = u.new_empty(len(blocks.centres) + noise.numel(), dim)
         torch.mul(d_true, h, out=d_u[: len(blocks.centres)].view(b, size, dim))
         torch.bmm(d_false.mT, h, out=d_u[len(blocks.centres) :].view(b, -1, dim))
-        _remember(ctx, (blocks.around, d_v, v), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u))
+        ctx.parts = (blocks.around, d_v, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
         return loss / blocks.words
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_sparse(ctx, gradients[0]), None, None, None
 
 
 def _surprise(p: Tensor, weights: Tensor) -> Tensor:
     """- sum of weights log p, where no p counts as less than the smallest number"""
     return -(p.clamp(min=torch.finfo(p.dtype).tiny).log_() * weights).sum()
-
-
-def _remember(ctx: Any, *parts: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Rows, their gradients, and the table that they are of."""
-    ctx.parts = [(rows, values, table.shape) for rows, values, table in parts]
-
-
-def _sparse(ctx: Any, gradient: Tensor) -> Iterator[Tensor]:
-    for rows, values, shape in ctx.parts:
-        if gradient.device.type != "cpu" or gradient != 1:  # a device would have to be waited for
-            values = values * gradient
-        yield torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False)

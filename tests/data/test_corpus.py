@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from refresher_runner.data import corpus
-from refresher_runner.data.corpus import CHARACTERS, CorpusSet, Questions, build_corpus, build_python_words, count, halves, pieces, unpacked
+from refresher_runner.data.corpus import CorpusSet, Questions, build_corpus, build_python_words, count, halves
+from refresher_runner.data.streams import CHARACTERS, pieces, unpacked
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.spec import CorpusSpec, Placement
 
