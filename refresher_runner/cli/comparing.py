@@ -1,0 +1,100 @@
+"""Runs beside one another: `runs`, `compare` and `tensorboard`."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refresher_runner.cli.words import Outputs, app, complete_run, find
+from refresher_runner.console import print_table
+from refresher_runner.errors import ConfigError, UsageError
+
+
+class State(str, Enum):
+    """What a run's status can say."""
+
+    running, finished, failed, interrupted, crashed = "running", "finished", "failed", "interrupted", "crashed"
+
+
+@app.command(rich_help_panel="Look")
+def runs(
+    path: Annotated[Path, typer.Argument(metavar="[DIR]", help="Runs below this folder.")] = Path("outputs"),
+    where: Annotated[list[str] | None, typer.Option("--filter", "-f", metavar="KEY=VALUE", help="Runs of this configuration.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Runs with this tag.")] = None,
+    state: Annotated[State | None, typer.Option(help="Runs in this state.")] = None,
+    sort: Annotated[str, typer.Option(metavar="date|goal|KEY", help="Order of the rows.")] = "date",
+) -> int:
+    """A table of runs: `refresher runs --filter model=cnn --sort goal`."""
+    from refresher_runner.runs import find, show
+
+    filters = dict(_split(text) for text in where or [])
+    found = find(path, state=state.value if state else None, tag=tag, filters=filters, sort=sort)
+    columns = [
+        "run",
+        "model",
+        "data",
+        "state",
+        "step",
+        "goal",
+        "best",
+        "test",
+        "seed",
+        "tags",
+        *(key for key in filters if key not in ("model", "data")),
+    ]
+    rows = []
+    for s in found:
+        goal = [show(s.goal.get("metric")), show(s.best), show(s.tested)]
+        extra = [show(s.value(key)) for key in columns[10:]]
+        names = [str(s.run), show(s.value("model")), show(s.value("data")), s.state, show(s.status.get("step"))]
+        rows.append([*names, *goal, show(s.value("seed")), " ".join(s.tags), *extra])
+    print_table(columns, rows)
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", autocompletion=complete_run)], outputs: Outputs = Path("outputs")
+) -> int:
+    """Runs side by side: what differs in configuration, code and environment, and every metric."""
+    from refresher_runner.runs import compare as compare_
+    from refresher_runner.runs import summarise
+
+    if len(names) < 2:
+        raise UsageError("needs two runs or more", key="compare", value=" ".join(names))
+    found = [summarise(find(name, outputs)) for name in names]
+    for section, rows in compare_(found).items():
+        if rows:
+            print_table([section, *(s.run.path.name for s in found)], [[key, *values] for key, values in rows.items()])
+        else:
+            print(f"{section}: the same\n")
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def tensorboard(
+    path: Annotated[str, typer.Argument(metavar="[RUN | DIR]", autocompletion=complete_run)] = "outputs",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 6006,
+    bind_all: Annotated[bool, typer.Option("--bind_all", "--bind-all", help="Serve every machine that can reach this one.")] = False,
+) -> int:
+    """TensorBoard on this machine alone, for one run or for all below a folder."""
+    import subprocess
+
+    folder = find("last", Path("outputs")).path if path == "last" else Path(path)
+    if not folder.is_dir():
+        raise UsageError("no such folder", key="path", value=path, cure="refresher runs lists the runs there are")
+    if bind_all:
+        print("warning: TensorBoard has no password; whoever can reach this machine sees the runs", file=sys.stderr)
+    where = ["--bind_all"] if bind_all else ["--host", "127.0.0.1"]
+    return subprocess.call([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port), *where])
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError("is not of the form key=value", key=text)
+    return key, value

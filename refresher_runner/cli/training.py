@@ -1,0 +1,84 @@
+"""`train` and `resume`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refresher_runner.cli.words import ConfigDir, Outputs, Overrides, RunName, app, find, say_next
+from refresher_runner.console import print_table
+from refresher_runner.engine import signals
+
+
+class Part(str, Enum):
+    """What of Hydra's configuration `--cfg` prints."""
+
+    job, hydra, all = "job", "hydra", "all"
+
+
+class Info(str, Enum):
+    """What `--info` prints of Hydra's composing."""
+
+    defaults, tree, config, searchpath, plugins, all = "defaults", "defaults-tree", "config", "searchpath", "plugins", "all"
+
+
+@app.command(rich_help_panel="Run")
+def train(
+    overrides: Overrides = None,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Every combination of key=a,b values, a process each.")] = False,
+    cfg: Annotated[Part | None, typer.Option("--cfg", "-c", help="Print this configuration instead of running.")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: interpolations replaced by values.")] = False,
+    package: Annotated[str | None, typer.Option("--package", "-p", metavar="KEY", help="With --cfg: this part only.")] = None,
+    info: Annotated[Info | None, typer.Option("--info", "-i", help="Print how Hydra composes instead of running.")] = None,
+    config_dir: ConfigDir = None,
+) -> int:
+    """Train, validate and test: `refresher train model=cnn optimizer.lr=1e-3`."""
+    signals.install()
+    typed = overrides or []
+    if cfg or info:
+        from refresher_runner.compose import print_config, print_info
+
+        if cfg:
+            print_config(typed, config_dir, part=cfg.value, package=package, resolve=resolve)
+        else:
+            print_info(typed, config_dir, info=info.value if info else "")
+        return 0
+    if multirun:
+        return _sweep(typed, config_dir)
+    from refresher_runner import run
+    from refresher_runner.compose import checked, compose
+
+    config, stored = compose(typed, config_dir)
+    flags = ["--config-dir", str(config_dir)] if config_dir else []
+    say_next(run.train(checked(config, stored), stored=stored, command=["train", *flags, *typed]))
+    return 0
+
+
+@app.command(rich_help_panel="Run")
+def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("outputs")) -> int:
+    """Go on with a run, exactly where it stopped: `refresher resume last trainer.duration='20 epochs'`."""
+    signals.install()
+    from refresher_runner import run
+    from refresher_runner.compose import checked, compose_stored
+
+    folder = find(name, outputs)
+    config, stored = compose_stored(folder, overrides or [])
+    command = ["resume", str(folder.path.resolve()), *(overrides or [])]
+    say_next(run.resume(folder, checked(config, stored), stored=stored, command=command))
+    return 0
+
+
+def _sweep(overrides: list[str], config_dir: Path | None) -> int:
+    from refresher_runner.runs import show
+    from refresher_runner.sweep.grid import sweep
+
+    jobs = sweep(overrides, config_dir)
+    rows = []
+    for number, job in enumerate(jobs, start=1):
+        log = str(job.run.log) if job.run and job.state != "finished" and job.run.log.is_file() else ""
+        rows.append([str(number), " ".join(job.overrides), job.state, show(job.goal), str(job.run or f"exit code {job.exit_code}"), log])
+    print_table(["job", "overrides", "state", "goal", "run", "log of failure"], rows)
+    return 0 if all(job.state == "finished" for job in jobs) else 1
