@@ -74,6 +74,18 @@ class Duration:
         return core_schema.no_info_plain_validator_function(cls.parse)
 
 
+class Time(Duration):
+    """A length of time, which a clock can tell: `30 seconds`, `5 minutes`."""
+
+    @classmethod
+    def parse(cls, text: object) -> Time:
+        unit = str(text).split()[-1:]
+        if not any(unit == [u] or unit == [u[:-1]] for u in _SECONDS):
+            raise ValueError("should be a positive number and a unit of time, such as '30 seconds', '5 minutes' or '2 hours'")
+        found = Duration.parse(text)
+        return cls(found.amount, found.unit)
+
+
 REQUIRED: Any = object()
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refresher_runner.engine.options import RunOptions, ScheduleOptions, TrainerOptions, schema_of
+from refresher_runner.engine.options import RunOptions, ScheduleOptions, SweepOptions, TrainerOptions, schema_of
 from refresher_runner.errors import ConfigError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.schema import REQUIRED, Option, check_options, check_value
 
 GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
+OPTIONS = {"trainer": TrainerOptions, "sweep": SweepOptions}
 
 # What a resumed run may not change: whatever would make its weights, or the order of its data, another run's.
 FIXED = {
@@ -45,12 +46,13 @@ class Settings:
     schedule: ScheduleOptions
     trainer: TrainerOptions
     run: RunOptions
+    sweep: SweepOptions | None = None  # no part of a run that is stored
 
 
 def check(config: Mapping[str, Any]) -> Settings:
     """Every key, type and range at every depth, and whether the data suit the model. Raises ConfigError."""
     top, schedule = schema_of(RunOptions), schema_of(ScheduleOptions)
-    known = {*GROUPS, "trainer", *top}
+    known = {*GROUPS, *OPTIONS, *top}
     for key in config:
         if key not in known:
             raise ConfigError("unknown key", key=str(key), cure=did_you_mean(str(key), known))
@@ -58,6 +60,7 @@ def check(config: Mapping[str, Any]) -> Settings:
     trainer = TrainerOptions(**check_options(_group(config, "trainer"), schema_of(TrainerOptions), "trainer"))
     model, data = (_component(config, kind) for kind in ("model", "data"))
     optimizer = _component(config, "optimizer", extra=schedule)
+    sweep = SweepOptions(**check_options(_group(config, "sweep"), schema_of(SweepOptions), "sweep")) if "sweep" in config else None
     lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
     _check_companions(model, data, optimizer, trainer)
     for key in ("init_from", "judge"):
@@ -67,7 +70,7 @@ def check(config: Mapping[str, Any]) -> Settings:
     if lr.schedule == "one_cycle" and lr.warmup_steps:
         problem = "one_cycle has a rise of its own"
         raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")
-    return Settings(model, data, optimizer, lr, trainer, run)
+    return Settings(model, data, optimizer, lr, trainer, run, sweep)
 
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -91,8 +94,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def schema_for(config: Mapping[str, Any], group: str) -> dict[str, Option]:
     """The schema that a group of this configuration is checked against, `name` included."""
-    if group == "trainer":
-        return schema_of(TrainerOptions)
+    if group in OPTIONS:
+        return schema_of(OPTIONS[group])
     if group not in GROUPS:
         return schema_of(RunOptions)
     extra = schema_of(ScheduleOptions) if group == "optimizer" else {}

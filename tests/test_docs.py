@@ -137,7 +137,9 @@ def test_every_command_of_the_readme(line: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("at_the_desk")
-@pytest.mark.parametrize("line", typed_in_yaml())
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.slow if " -m " in line else (), id=line) for line in typed_in_yaml()]
+)
 def test_every_command_in_a_file_of_yaml(line: str) -> None:
     assert main([*quickly(line), "trainer.loggers=[]"]) == 0
 

@@ -23,6 +23,7 @@ LAYERS = [
 STRANGERS = LAYERS[3]  # these do not know one another
 FREE_OF_TORCH = [
     *sorted(LAYERS[0] | LAYERS[1] | LAYERS[4] | LAYERS[5] - {"__main__", "sweep"}),
+    "sweep.folder",
     "sweep.grid",
     "engine.options",
     "engine.rundir",

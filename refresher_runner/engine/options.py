@@ -1,11 +1,11 @@
-"""What the trainer can be told: the schema of `conf/trainer`, and of the schedule in `conf/optimizer`. Free of torch."""
+"""What a run can be told: the schemas of `conf/trainer`, of the schedule in `conf/optimizer`, of `conf/sweep`. Free of torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from refresher_runner.schema import Decay, Duration, Fraction, NonNegative, Option, Positive, PositiveFloat
+from refresher_runner.schema import Decay, Duration, Fraction, NonNegative, Option, Positive, PositiveFloat, Time
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,16 @@ class RunOptions:
     modules: list[str]
 
 
-Options = TypeVar("Options", TrainerOptions, ScheduleOptions, RunOptions)
+@dataclass(frozen=True)
+class SweepOptions:
+    """How many runs are launched together; no part of any of them. Values are in conf/sweep/grid.yaml."""
+
+    jobs: Positive | Literal["auto"]
+    time_limit: Time | None
+    resume: bool
+
+
+Options = TypeVar("Options", TrainerOptions, ScheduleOptions, RunOptions, SweepOptions)
 
 
 def schema_of(kind: type[Any]) -> dict[str, Option]:

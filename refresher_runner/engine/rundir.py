@@ -63,7 +63,7 @@ class RunDir:
             runs = cls.all(outputs)
             if not runs:
                 raise RunError("there is no run here yet", key="outputs", value=outputs, cure="refresher train model=cnn")
-            return max(runs, key=lambda run: run.path.name)
+            return runs[-1]
         run = cls(path)
         if not run.config.is_file():
             raise RunError("not a run: it holds no config.yaml", key="run", value=path, cure="refresher runs lists the runs there are")
@@ -73,7 +73,7 @@ class RunDir:
     def all(cls, outputs: str | Path = "outputs") -> list[RunDir]:
         """Every run below `outputs`, oldest first."""
         found = [cls(config.parent) for config in Path(outputs).rglob("config.yaml")]
-        return sorted((run for run in found if run.record.is_file()), key=lambda run: (run.path.name, str(run.path)))
+        return sorted((run for run in found if run.record.is_file()), key=lambda run: (run.began(), run.path.name, str(run.path)))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -128,6 +128,10 @@ class RunDir:
     def read_record(self) -> dict[str, Any]:
         """run.json."""
         return read_json(self.record)
+
+    def began(self) -> str:
+        """When, as text that sorts by time."""
+        return str(self.read_record().get("started", ""))
 
     def __str__(self) -> str:
         return str(self.path)
