@@ -7,14 +7,14 @@ checkpoint carries it. Free of torch until a picture is read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from refresher_runner.errors import DataError
-from refresher_runner.vocabulary import Vocabulary
+from refresher_runner.vocabulary import BEGIN, END, PAD, Vocabulary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,6 +68,46 @@ class ImageSpec(Spec):
         Raises DataError, naming the file, when it is absent, damaged or not a picture.
         """
         return self.normalise(read_picture(path, self.channels, self.size))
+
+
+@dataclass(frozen=True)
+class CaptionSpec(ImageSpec):
+    """Square pictures with a caption each, at most `block_size` tokens of a vocabulary that begins with vocabulary.SPECIAL.
+
+    `prompts` are captions that a picture of each class could have; none for a class that no caption names. `aspects` are what is known
+    of every picture beside its caption, by name, and the values that each has.
+    """
+
+    vocabulary: Vocabulary
+    block_size: int
+    prompts: tuple[tuple[str, ...], ...] = ()
+    aspects: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Captions (N) -> tokens (N, T) int64, T = block_size: BEGIN, as many as fit, END, then PAD. Capitals are read as small letters."""
+        import torch
+
+        tokens = torch.full((len(captions), self.block_size), PAD)
+        for row, caption in zip(tokens, captions, strict=True):
+            numbers = self.vocabulary.encode(" ".join(caption.lower().split()))[: self.block_size - 2]
+            row[: len(numbers) + 2] = torch.tensor([BEGIN, *numbers, END])
+        return tokens
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Tokens (N, T) -> captions."""
+        return [self.vocabulary.decode(row) for row in tokens.tolist()]
+
+
+class CaptionBatch(NamedTuple):
+    """images (B, C, S, S) float, normalised by the spec; labels (B,) int64; captions (B, T) int64, as `CaptionSpec.encode` has them;
+    truth (B, A) int64: the value of each aspect, -1 where there is none; meanings (B,) int64: captions with one number say the same.
+    """
+
+    images: Tensor
+    labels: Tensor
+    captions: Tensor
+    truth: Tensor
+    meanings: Tensor
 
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # of files taken for pictures
@@ -318,4 +358,4 @@ def _field(value: Any) -> Any:
     """A field of a spec as it was before it was put into plain containers."""
     if isinstance(value, Mapping):
         return Vocabulary(**{name: _field(part) for name, part in value.items()})
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_field, value)) if isinstance(value, (list, tuple)) else value

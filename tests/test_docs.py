@@ -26,7 +26,7 @@ HERE = {  # for sets that are downloaded
     "translation": "dates",
     "text8": "python_words",
 }
-EMBEDDED = {"digits", "shapes", "python_docs", "docstrings", "dates", "python_words"}
+EMBEDDED = {"digits", "shapes", "captioned_shapes", "python_docs", "docstrings", "dates", "python_words"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
 DRAWN = {"vae": ["model.width=8", "model.judged=20"], "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"]}
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
@@ -117,7 +117,7 @@ def quickly(line: str) -> list[str]:
         words = [*words, "data.root=my_boxes"]
     if config["data"].get("binarise") and here != data:
         words = [*words, "~data.binarise"]  # which digits do not have
-    return [*words, *(FEW if here in ("shapes", "dates") else []), *DRAWN.get(config["model"]["name"], []), *QUICK]
+    return [*words, *(FEW if here in ("shapes", "captioned_shapes", "dates") else []), *DRAWN.get(config["model"]["name"], []), *QUICK]
 
 
 @pytest.mark.usefixtures("at_the_desk")

@@ -57,6 +57,7 @@ def on_digits(model: str) -> list[str]:
     small = {
         "digits": [],
         "shapes": ["data.root=shapes", *FEW, "data.size=64"],
+        "captioned_shapes": [*FEW, "data.batch_size=32"],
         "dates": [*FEW, "data.batch_size=32"],
         "python_docs": ["data.tokens=characters", "data.block_size=32", "data.val_fraction=0.0002", "data.test_fraction=0.0002"],
         "python_words": ["data.block_size=100", "data.val_fraction=0.005", "data.test_fraction=0.005"],

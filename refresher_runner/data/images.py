@@ -19,7 +19,7 @@ from refresher_runner.data.fetch import Published, fetch, sha256
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import NonNegative, Positive, Share
-from refresher_runner.spec import DataModule, ImageSpec, Placement
+from refresher_runner.spec import DataModule, ImageBatch, ImageSpec, Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,16 +105,16 @@ class MemoryImages(DataModule[ImageSpec]):
     def checksums(self) -> dict[str, str]:
         return self.digests
 
-    def train_loader(self, placement: Placement) -> MemoryLoader:
+    def train_loader(self, placement: Placement) -> MemoryLoader[ImageBatch]:
         return self._loader("train", self.batch_size, placement, pad=self.pad, flip=self.flip)
 
-    def val_loader(self, placement: Placement) -> MemoryLoader:
+    def val_loader(self, placement: Placement) -> MemoryLoader[ImageBatch]:
         return self._loader("val", self.eval_batch_size, placement)
 
-    def test_loader(self, placement: Placement) -> MemoryLoader:
+    def test_loader(self, placement: Placement) -> MemoryLoader[ImageBatch]:
         return self._loader("test", self.eval_batch_size, placement)
 
-    def _loader(self, split: str, batch_size: int, placement: Placement, *, pad: int = 0, flip: bool = False) -> MemoryLoader:
+    def _loader(self, split: str, batch_size: int, placement: Placement, *, pad: int = 0, flip: bool = False) -> MemoryLoader[ImageBatch]:
         import torch
 
         from refresher_runner.data.loaders import MemoryLoader, Order
@@ -122,7 +122,7 @@ class MemoryImages(DataModule[ImageSpec]):
         assert self.splits, "prepare() comes first"
         images, labels = (torch.tensor(array) for array in self.splits[split])
         order = Order(len(labels), batch_size, placement, train=split == "train")
-        return MemoryLoader(images, labels, self.spec, order, pad=pad, flip=flip)
+        return MemoryLoader(ImageBatch, images, [labels], self.spec, order, pad=pad, flip=flip)
 
 
 def check_pad(pad: int, size: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from refresher_runner.errors import ConfigError, DataError, TrainingError
-from refresher_runner.spec import ImageBatch, ImageSpec, Placement
+from refresher_runner.spec import ImageSpec, Placement
 
 BLOCK = 4 * 2**20  # bytes of pictures made at once by a MemoryLoader: enough to amortise every call, few enough for a cache
 
@@ -109,14 +109,24 @@ class Crops:
         return self.spans.index_select(0, begin.view(-1)).view(-1, self.channels, self.size, self.width)[..., : self.size]
 
 
-class MemoryLoader:
-    """Batches of pictures held in memory: images (N, C, S, S) uint8, labels (N,) int64."""
+class MemoryLoader(Generic[Batch]):
+    """Batches of pictures held in memory, images (N, C, S, S) uint8, and of columns (N, ...) beside them: `kind(images, *columns)`."""
 
-    def __init__(self, images: Tensor, labels: Tensor, spec: ImageSpec, order: Order, *, pad: int = 0, flip: bool = False):
-        self.order, self.device = order, order.placement.device
+    def __init__(
+        self,
+        kind: Callable[..., Batch],
+        images: Tensor,
+        columns: Sequence[Tensor],
+        spec: ImageSpec,
+        order: Order,
+        *,
+        pad: int = 0,
+        flip: bool = False,
+    ):
+        self.kind, self.order, self.device = kind, order, order.placement.device
         # Other accelerators copy the overlapping view that cropping reads from, which is far larger than memory.
         home = self.device if self.device.startswith("cuda") else "cpu"
-        self.images, self.labels = images.to(home), labels.to(home)
+        self.images, self.columns = images.to(home), [column.to(home) for column in columns]
         self.crops = Crops(self.images, pad, flip) if pad or flip else None
         mean, std = (torch.tensor(v, device=home).view(-1, 1, 1) for v in (spec.mean, spec.std))
         self.scale, self.shift = 1 / (255 * std), -mean / std
@@ -125,16 +135,16 @@ class MemoryLoader:
     def __len__(self) -> int:
         return len(self.order)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order, seed = self.order.batches(epoch), self.order.placement.seed
         take = self.crops.drawn(mix("crops", seed, epoch)) if self.crops else partial(self.images.index_select, 0)
         for first in range(start, len(order), self.block):
             block = order[first : first + self.block]
-            index = torch.cat(tuple(block)).to(self.labels.device)
+            index = torch.cat(tuple(block)).to(self.images.device)
             images = take(index).float().mul_(self.scale).add_(self.shift).to(self.device)
-            labels = self.labels[index].to(self.device)
+            columns = (column[index].to(self.device) for column in self.columns)
             sizes = [len(batch) for batch in block]
-            yield from map(ImageBatch, images.split(sizes), labels.split(sizes))
+            yield from map(self.kind, *(part.split(sizes) for part in (images, *columns)))
 
 
 class FileLoader(Generic[Sample, Batch]):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refresher_runner.data.loaders import BLOCK, Crops, FileLoader, MemoryLoader, Order, mix, seeded
 from refresher_runner.errors import ConfigError, DataError, TrainingError
-from refresher_runner.spec import ImageSpec, Placement
+from refresher_runner.spec import ImageBatch, ImageSpec, Placement
 
 SPEC = ImageSpec(channels=3, size=6, classes=("a", "b"), mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7))
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  #
 def memory(placement=ONE, *, batch_size=8, train=True, pad=0, flip=False, count=COUNT):
     """Labels are the samples' numbers."""
     images = torch.randint(256, (count, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return MemoryLoader(images, torch.arange(count), SPEC, Order(count, batch_size, placement, train=train), pad=pad, flip=flip)
+    order = Order(count, batch_size, placement, train=train)
+    return MemoryLoader(ImageBatch, images, [torch.arange(count)], SPEC, order, pad=pad, flip=flip)
 
 
 class Draws(NamedTuple):
