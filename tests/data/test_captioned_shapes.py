@@ -10,6 +10,7 @@ import yaml
 
 from refresher_runner.data import scenes
 from refresher_runner.data.captioned_shapes import SEVERAL, build_captioned_shapes, cut
+from refresher_runner.data.captions import CaptionSet
 from refresher_runner.data.scenes import ASPECTS, COLOURS, RELATIONS, Scene, Thing, alone, caption, draw, pairs, parse, truth, turned
 from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.spec import CaptionBatch, Placement, Spec
@@ -21,6 +22,7 @@ del SMALL["name"]
 
 def made(**options):
     data = build_captioned_shapes(**{**SMALL, **options})
+    assert isinstance(data, CaptionSet)
     data.prepare()
     return data
 
@@ -89,7 +91,7 @@ def test_a_picture_shows_what_is_said():
         scene = turned(told[i]) if i % 2 else told[i]
         pixels = draw(scene, 64, random)
         places = []
-        for thing in (scene.thing, scene.other):
+        for thing in filter(None, (scene.thing, scene.other)):
             rows, columns = seen(pixels, thing.colour)
             assert min(rows.min(), columns.min(), 63 - rows.max(), 63 - columns.max()) >= 0
             places.append((columns.mean(), rows.mean()))
