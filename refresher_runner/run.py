@@ -159,7 +159,7 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
             del saved
             trainer.fit()
             tested = _test_best(trainer, loaders["test"]) if settings.trainer.test else {}
-            sink.finish(flatten(_parse(stored)), tested)
+            sink.finish(tested)
             if world.is_main:
                 run.write_status("finished", step=trainer.progress.step, exit_code=0, test=tested)
         finally:
@@ -235,7 +235,7 @@ def _open(
         _note_sitting(run, command, computer)
     write_atomically(run.config, stored)
     run.write_status("running", exit_code=None, error=None, test=None)
-    rewind(run, saved.state["logged"] if saved else 0)
+    rewind(run, saved.state["logged"] if saved else 0, flatten(_parse(stored)))
     sink = open_loggers(run, settings.trainer.loggers, title=f"{settings.model.name} on {settings.data.name}")
     for warning in warnings:
         sink.warn(warning)
@@ -263,7 +263,7 @@ def _trainer(
     _place(task, settings, computer)
     torch.autograd.set_detect_anomaly(settings.trainer.anomaly)
     if not saved:
-        sink.begin(task, next(loaders["train"].batches(0)), config=stored, graph=settings.trainer.graph)
+        sink.begin(task, next(loaders["train"].batches(0)), stored=stored, config=flatten(_parse(stored)), graph=settings.trainer.graph)
     trainer = Trainer(
         task,
         partial(OPTIMIZERS.builder(settings.optimizer.name), **settings.optimizer.options),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +40,22 @@ class Summary:
         """The goal's metric on the test split."""
         return (self.status.get("test") or {}).get(f"test/{self.goal.get('metric')}")
 
+    def at_best(self, tag: str) -> float | None:
+        """A number as it was logged at the step at which the goal was best."""
+        for line in self.lines():
+            if line.get("step") == self.goal.get("best_step") and isinstance(line.get(tag), (int, float)):
+                return line[tag]
+        return None
+
     @property
     def tags(self) -> list[str]:
         return [str(tag) for tag in self.config.get("tags") or []]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds; what was cut off when the machine went down is left out."""
+        from refresher_runner.engine.metrics_file import read_metrics
+
+        return read_metrics(self.run.metrics)
 
     def value(self, key: str) -> Any:
         """A key of the configuration; a group's own name stands for the choice: `model` is `model.name`."""
@@ -68,12 +80,23 @@ def find(
     """Runs under `folder` that fit; sorted by `date`, by `goal` (best first), or by a key of the configuration. Raises UsageError."""
     if not folder.is_dir():
         raise RunError("no such folder", key="path", value=folder)
-    found = [summarise(run) for run in RunDir.all(folder)]
+    return select([summarise(run) for run in RunDir.all(folder)], state=state, tag=tag, filters=filters, sort=sort)
+
+
+def select(
+    found: Sequence[Summary],
+    *,
+    state: str | None = None,
+    tag: str | None = None,
+    filters: Mapping[str, str] | None = None,
+    sort: str = "date",
+) -> list[Summary]:
+    """As `find`, of summaries that come by date."""
     known = {key for summary in found for key in summary.config} | {key.partition(".")[0] for summary in found for key in summary.config}
     for key in [*(filters or {}), *([] if sort in ("date", "goal") else [sort])]:
         if found and key not in known:
             raise UsageError("no run has this key", key=key, cure=did_you_mean(key, known | {"date", "goal"}))
-    found = [
+    fitting = [
         summary
         for summary in found
         if (state is None or summary.state == state)
@@ -81,8 +104,8 @@ def find(
         and all(_same(summary.value(key), typed) for key, typed in (filters or {}).items())
     ]
     if sort == "goal":
-        return sorted(found, key=_goodness)
-    return found if sort == "date" else sorted(found, key=lambda summary: _order(summary.value(sort)))
+        return sorted(fitting, key=_goodness)
+    return fitting if sort == "date" else sorted(fitting, key=lambda summary: order(summary.value(sort)))
 
 
 def compare(runs: Sequence[Summary]) -> dict[str, dict[str, list[str]]]:
@@ -116,7 +139,7 @@ def _goodness(summary: Summary) -> tuple[bool, float]:
     return (False, best if summary.goal.get("mode") == "min" else -best)
 
 
-def _order(value: Any) -> tuple[bool, float, str]:
+def order(value: Any) -> tuple[bool, float, str]:
     """Numbers by size, before words by the alphabet."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (not is_number, float(value) if is_number else 0.0, str(value))
@@ -142,13 +165,9 @@ def _metrics(summary: Summary) -> dict[str, Any]:
     if summary.goal:
         found[f"best val/{summary.goal['metric']}"] = summary.best
         found["at step"] = summary.goal.get("best_step")
-    lines = summary.run.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if summary.run.metrics.is_file() else []
     last: dict[str, Any] = {}
-    for line in lines:
-        try:
-            last |= {tag: value for tag, value in json.loads(line).items() if tag.startswith(("val/", "test/"))}
-        except (ValueError, AttributeError):
-            continue  # cut off when the machine went down; what is whole still counts
+    for line in summary.lines():
+        last |= {tag: value for tag, value in line.items() if tag.startswith(("val/", "test/"))}
     numbers = {tag: value for tag, value in sorted(last.items(), key=_split_first) if isinstance(value, (int, float))}
     return found | numbers | {"steps": summary.status.get("step"), "parameters": summary.record.get("parameters")}
 

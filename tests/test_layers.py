@@ -23,6 +23,8 @@ LAYERS = [
 STRANGERS = LAYERS[3]  # these do not know one another
 FREE_OF_TORCH = [
     *sorted(LAYERS[0] | LAYERS[1] | LAYERS[4] | LAYERS[5] - {"__main__", "sweep"}),
+    "sweep.boards",
+    "sweep.columns",
     "sweep.folder",
     "sweep.grid",
     "engine.options",

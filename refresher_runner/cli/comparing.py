@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,41 +19,48 @@ class State(str, Enum):
     """What a run's status can say."""
 
     running, finished, failed, interrupted, crashed = "running", "finished", "failed", "interrupted", "crashed"
+    pending, pruned = "pending", "pruned"
+
+
+class By(str, Enum):
+    """What has a row in a table of runs."""
+
+    run, configuration = "run", "configuration"
+
+
+class Format(str, Enum):
+    """How a leaderboard is written."""
+
+    table, markdown, csv = "table", "markdown", "csv"
 
 
 @app.command(rich_help_panel="Look")
 def runs(
-    path: Annotated[Path, typer.Argument(metavar="[DIR]", help="Runs below this folder.")] = Path("outputs"),
+    path: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Runs below this folder, a sweep's or any other.")] = None,
+    by: Annotated[By | None, typer.Option(help="A row for each; if not given: configuration in a DIR, run without.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="Of a leaderboard.")] = Format.table,
     where: Annotated[list[str] | None, typer.Option("--filter", "-f", metavar="KEY=VALUE", help="Runs of this configuration.")] = None,
     tag: Annotated[str | None, typer.Option(help="Runs with this tag.")] = None,
     state: Annotated[State | None, typer.Option(help="Runs in this state.")] = None,
-    sort: Annotated[str, typer.Option(metavar="date|goal|KEY", help="Order of the rows.")] = "date",
+    sort: Annotated[str | None, typer.Option(metavar="date|goal|KEY", help="Order of the rows.")] = None,
 ) -> int:
-    """A table of runs: `refresher runs --filter model=cnn --sort goal`."""
-    from refresher_runner.runs import find, show
+    """Every run: `refresher runs --sort goal`; the configurations of a folder, best first: `refresher runs outputs/cnn`."""
+    by = by or (By.configuration if path or form is not Format.table else By.run)
+    asked: dict[str, Any] = {"state": state.value if state else None, "tag": tag, "filters": dict(_split(text) for text in where or [])}
+    if by is By.run:
+        if form is not Format.table:
+            raise UsageError("is for a leaderboard", key="--format", value=form.value, cure="use --by configuration")
+        _print_runs(path or Path("outputs"), sort or "date", asked)
+        return 0
+    from refresher_runner.sweep.boards import csv_text, markdown, print_board
+    from refresher_runner.sweep.leaderboard import boards
 
-    filters = dict(_split(text) for text in where or [])
-    found = find(path, state=state.value if state else None, tag=tag, filters=filters, sort=sort)
-    columns = [
-        "run",
-        "model",
-        "data",
-        "state",
-        "step",
-        "goal",
-        "best",
-        "test",
-        "seed",
-        "tags",
-        *(key for key in filters if key not in ("model", "data")),
-    ]
-    rows = []
-    for s in found:
-        goal = [show(s.goal.get("metric")), show(s.best), show(s.tested)]
-        extra = [show(s.value(key)) for key in columns[10:]]
-        names = [str(s.run), show(s.value("model")), show(s.value("data")), s.state, show(s.status.get("step"))]
-        rows.append([*names, *goal, show(s.value("seed")), " ".join(s.tags), *extra])
-    print_table(columns, rows)
+    found = boards(path or Path("outputs"), **asked, sort=sort or "goal")
+    if form is Format.table:
+        for board in found:
+            print_board(board)
+    else:
+        print(markdown(found) if form is Format.markdown else csv_text(found), end="")
     return 0
 
 
@@ -90,7 +98,23 @@ def tensorboard(
     if bind_all:
         print("warning: TensorBoard has no password; whoever can reach this machine sees the runs", file=sys.stderr)
     where = ["--bind_all"] if bind_all else ["--host", "127.0.0.1"]
-    return subprocess.call([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port), *where])
+    from refresher_runner.sweep.columns import columns_of
+
+    with columns_of(folder):
+        return subprocess.call([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port), *where])
+
+
+def _print_runs(folder: Path, sort: str, asked: Mapping[str, Any]) -> None:
+    """A row for each run."""
+    from refresher_runner.runs import find, show
+
+    extra = [key for key in asked["filters"] if key not in ("model", "data")]
+    rows = []
+    for s in find(folder, sort=sort, **asked):
+        names = [str(s.run), show(s.value("model")), show(s.value("data")), s.state, show(s.status.get("step"))]
+        goal = [show(s.goal.get("metric")), show(s.best), show(s.tested)]
+        rows.append([*names, *goal, show(s.value("seed")), " ".join(s.tags), *(show(s.value(key)) for key in extra)])
+    print_table(["run", "model", "data", "state", "step", "goal", "best", "test", "seed", "tags", *extra], rows)
 
 
 def _split(text: str) -> tuple[str, str]:

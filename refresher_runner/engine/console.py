@@ -46,10 +46,10 @@ class Console(Logger):
         if isinstance(summary := report.get("summary"), Text):
             self.say(summary.markdown)
 
-    def begin(self, task: Task, batch: Any, *, graph: bool) -> None:
+    def begin(self, task: Task, batch: Any, *, config: Mapping[str, Any], graph: bool) -> None:
         self._goal = task.goal.metric
 
-    def finish(self, config: Mapping[str, Any], tested: Mapping[str, float]) -> None:
+    def finish(self, tested: Mapping[str, float]) -> None:
         if tested:
             self._stop_bar()
             self.say(tables_of_test(tested))

@@ -19,11 +19,11 @@ class Logger(ABC):
     def log(self, report: Report, step: int) -> None:
         """One point of a run: what it shows after `step` optimizer steps. May raise OSError."""
 
-    def begin(self, task: Task, batch: Any, *, graph: bool) -> None:  # noqa: B027
-        """Once, before the first step of a new run; not when it is resumed."""
+    def begin(self, task: Task, batch: Any, *, config: Mapping[str, Any], graph: bool) -> None:  # noqa: B027
+        """Once, before the first step of a new run; not when it is resumed. `config` has dotted keys."""
 
-    def finish(self, config: Mapping[str, Any], tested: Mapping[str, float]) -> None:  # noqa: B027
-        """Once, when training and testing are over. `config` has dotted keys; `tested` is empty without a test."""
+    def finish(self, tested: Mapping[str, float]) -> None:  # noqa: B027
+        """Once, when training and testing are over. `tested` is empty without a test."""
 
     def flush(self) -> None:  # noqa: B027
         """What was logged is to survive whatever comes: a checkpoint is about to be written."""

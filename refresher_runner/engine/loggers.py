@@ -43,18 +43,18 @@ class Loggers:
         if self._console:
             self._console.warn(text)
 
-    def begin(self, task: Task, batch: Any, *, config: str, graph: bool) -> None:
-        """A new run starts: its configuration and its model are the first report."""
+    def begin(self, task: Task, batch: Any, *, stored: str, config: Mapping[str, Any], graph: bool) -> None:
+        """A new run starts: its configuration, as text `stored` and here with dotted keys, and its model are the first report."""
         if not self._loggers:
             return  # a rank that only computes
         from refresher_runner.engine.summary import summarise
 
-        self._each(lambda logger: logger.begin(task, batch, graph=graph))
-        self.log({"config": Text(f"```yaml\n{config.strip()}\n```"), "summary": summarise(task, batch)}, 0)
+        self._each(lambda logger: logger.begin(task, batch, config=config, graph=graph))
+        self.log({"config": Text(f"```yaml\n{stored.strip()}\n```"), "summary": summarise(task, batch)}, 0)
 
-    def finish(self, config: Mapping[str, Any], tested: Mapping[str, float]) -> None:
-        """The run is over. `config` has dotted keys; `tested` holds the numbers of the test, if there was one."""
-        self._each(lambda logger: logger.finish(config, tested))
+    def finish(self, tested: Mapping[str, float]) -> None:
+        """The run is over. `tested` holds the numbers of the test, if there was one."""
+        self._each(lambda logger: logger.finish(tested))
 
     def _each(self, tell: Callable[[Logger], None]) -> None:
         for logger in self._loggers:
@@ -77,17 +77,20 @@ def open_loggers(run: RunDir, names: Sequence[str], *, title: str) -> Loggers:
     if "tensorboard" in names:
         from refresher_runner.engine.tensorboard import TensorBoard
 
-        loggers.append(TensorBoard(run.tensorboard, run.metrics, gallery, console.warn))
+        loggers.append(TensorBoard(run.tensorboard, gallery, console.warn))
     loggers += [Figures(run.figures, gallery), console]
     console.say(f"{title}: {run}")
     return Loggers(loggers, console)
 
 
-def rewind(run: RunDir, end: int) -> None:
-    """Make every record of a run end where metrics.jsonl had `end` bytes; figures are of the latest evaluation seen."""
+def rewind(run: RunDir, end: int, config: Mapping[str, Any]) -> None:
+    """Make every record of a run end where metrics.jsonl had `end` bytes; figures are of the latest evaluation seen.
+
+    `config` is what the run goes on with, with dotted keys.
+    """
     metrics_file.rewind(run.metrics, end)
     run.csv.unlink(missing_ok=True)  # written anew when it is opened
     if run.tensorboard.is_dir():
         from refresher_runner.engine.tensorboard import rebuild
 
-        rebuild(run.tensorboard, run.metrics)
+        rebuild(run.tensorboard, run.metrics, config)

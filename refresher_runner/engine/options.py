@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -75,3 +76,13 @@ def schema_of(kind: type[Any]) -> dict[str, Option]:
     """The fields of an options class as a schema."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: Option(hints[field.name]) for field in fields(kind)}
+
+
+# What makes no other configuration: where a run lies, what is seen of it, and how its machine serves it.
+BESIDE = {"outputs", "tags", "data.root", "data.workers", "data.timeout"}
+BESIDE |= {f"trainer.{name}" for name in ("loggers", "threads", "save_every", "log_every", "graph", "profile", "histograms", "test")}
+
+
+def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's configuration, with dotted keys: what it has in common with runs that differ from it in their seed alone."""
+    return {key: value for key, value in config.items() if key != "seed" and key not in BESIDE}

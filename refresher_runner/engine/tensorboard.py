@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter, summary
 
 from refresher_runner.engine.device import randomness_apart
 from refresher_runner.engine.figures import Gallery
+from refresher_runner.engine.hparams import session_end, session_start
 from refresher_runner.engine.logger import Logger
 from refresher_runner.engine.metrics_file import Journal, decode, read_metrics
 from refresher_runner.engine.projector import write_embedding
@@ -35,10 +36,10 @@ HISTOGRAM_BINS = 64
 
 
 class TensorBoard(Logger):
-    """Every type of a report where TensorBoard shows it best. `truth` is the run's metrics.jsonl."""
+    """Every type of a report where TensorBoard shows it best."""
 
-    def __init__(self, folder: Path, truth: Path, gallery: Gallery, warn: Callable[[str], None]):
-        self._folder, self._truth, self._gallery, self._warn = folder, truth, gallery, warn
+    def __init__(self, folder: Path, gallery: Gallery, warn: Callable[[str], None]):
+        self._folder, self._gallery, self._warn = folder, gallery, warn
         files = _event_files(folder)
         self._events = EventFile(files[-1] if files else _next_file(folder))
 
@@ -48,7 +49,8 @@ class TensorBoard(Logger):
             if isinstance(shown, Embedding):
                 write_embedding(self._folder, tag, shown)
 
-    def begin(self, task: Task, batch: Any, *, graph: bool) -> None:
+    def begin(self, task: Task, batch: Any, *, config: Mapping[str, Any], graph: bool) -> None:
+        self._events.write([session_start(config)], 0)
         if not graph:
             return
         try:
@@ -57,24 +59,16 @@ class TensorBoard(Logger):
         except (RuntimeError, TypeError, torch.jit.TracingCheckError) as error:  # type: ignore[attr-defined]
             self._warn(f"this model has no graph that TensorBoard can show: {str(error).strip().splitlines()[0]}")
 
-    def finish(self, config: Mapping[str, Any], tested: Mapping[str, float]) -> None:
-        """A row in the HPARAMS tab, whose metrics are the run's own curves: their last points, and the best."""
-        validated = [
-            tag for line in read_metrics(self._truth) for tag, v in line.items() if tag.startswith("val/") and isinstance(v, float)
-        ]
-        metrics = [tag for tag in dict.fromkeys([*validated, *tested]) if tag.count("/") == 1]
-        values = {
-            key: value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value) for key, value in config.items()
-        }
-        for part in summary.hparams(values, dict.fromkeys(metrics, 0.0)):
-            self._events.write(part.value, 0)
+    def finish(self, tested: Mapping[str, float]) -> None:
+        """The HPARAMS tab has the run's row from its beginning, its metrics being the last points of its own curves."""
+        self._events.write([session_end()], 0)
 
     def close(self) -> None:
         self._events.close()
 
 
-def rebuild(folder: Path, truth: Path) -> None:
-    """Make the event files say what metrics.jsonl says: each tag and step once, whatever was lost or damaged.
+def rebuild(folder: Path, truth: Path, config: Mapping[str, Any]) -> None:
+    """Make the event files say what metrics.jsonl says: each tag and step once, whatever was lost or damaged; and `config` in HPARAMS.
 
     What metrics.jsonl does not keep (pictures, distributions, the graph) comes from the old files. Whenever this is killed, the
     old files or the new one are there, and doing it again gives the same.
@@ -93,7 +87,10 @@ def rebuild(folder: Path, truth: Path) -> None:
     events, gallery = EventFile(aside), Gallery()
     for event in graphs.values():
         events.write_event(event)
-    for line in read_metrics(truth):
+    lines = read_metrics(truth)
+    if lines:  # else the run has yet to begin
+        events.write([session_start(config)], 0, lines[0]["time"])
+    for line in lines:
         step, when = line.pop("step"), line.pop("time")
         values: list[Any] = []
         for tag, kept in line.items():

@@ -94,11 +94,11 @@ def test_tables_are_aligned_markdown() -> None:
 def test_a_pipe_gets_plain_lines_and_the_log_the_same_with_times(tmp_path: Path) -> None:
     out = io.StringIO()
     told = console(tmp_path, out, "")
-    told.begin(Toy(), None, graph=False)
+    told.begin(Toy(), None, config={}, graph=False)
     told.log({"config": Text("seed: 0"), "summary": Text("| layer |")}, 0)
     told.log(TRAINING, 50)
     told.log(EVALUATION, 50)
-    told.finish({}, {"test/loss": 0.25})
+    told.finish({"test/loss": 0.25})
     told.say("done [bold] é")
     told.close()
     lines = out.getvalue().splitlines()

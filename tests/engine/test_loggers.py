@@ -44,10 +44,10 @@ def train(sink: Loggers, first: int, last: int) -> None:
 def test_what_a_run_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDir(tmp_path)
     sink = opened(run)
-    sink.begin(Toy(), next(ToyLoader().batches(0)), config="seed: 0\nlr: 0.1\n", graph=True)
+    sink.begin(Toy(), next(ToyLoader().batches(0)), stored="seed: 0\nlr: 0.1\n", config={"seed": 0, "lr": 0.1}, graph=True)
     train(sink, 1, 4)
     sink.log({"test/loss": 0.25, "test/recall/a": 1.0}, 4)
-    sink.finish({"seed": 0, "lr": 0.1}, {"test/loss": 0.25, "test/recall/a": 1.0})
+    sink.finish({"test/loss": 0.25, "test/recall/a": 1.0})
     sink.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "log.txt", "metrics.csv", "metrics.jsonl", "tensorboard"]
     first = read_metrics(run.metrics)[0]
@@ -75,9 +75,9 @@ def test_loggers_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_rank_that_only_computes_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     sink = Loggers()
-    sink.begin(Toy(), None, config="", graph=True)
+    sink.begin(Toy(), None, stored="", config={}, graph=True)
     train(sink, 1, 2)
-    sink.finish({}, {})
+    sink.finish({})
     sink.say("x")
     sink.warn("x")
     sink.close()
@@ -89,13 +89,15 @@ def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path: Path) -> None:
     for run in (unbroken, resumed):
         run.path.mkdir()
     sink = opened(unbroken)
+    sink.begin(Toy(), next(ToyLoader().batches(0)), stored="lr: 0.1", config={"lr": 0.1}, graph=False)
     train(sink, 1, 8)
     sink.close()
     sink = opened(resumed)
+    sink.begin(Toy(), next(ToyLoader().batches(0)), stored="lr: 0.1", config={"lr": 0.1}, graph=False)
     train(sink, 1, 5)
     sink.log({"test/loss": 0.1}, 5)
     sink.close()
-    rewind(resumed, end_of(resumed.metrics, 4))
+    rewind(resumed, end_of(resumed.metrics, 4), {"lr": 0.1})
     sink = opened(resumed)
     train(sink, 5, 8)
     sink.close()
@@ -103,13 +105,13 @@ def test_a_resumed_run_leaves_what_an_unbroken_one_does(tmp_path: Path) -> None:
     assert a == b
     assert unbroken.csv.read_text() == resumed.csv.read_text()
     assert Run(unbroken.path).events() == Run(resumed.path).events()
-    rewind(resumed, 0)
+    rewind(resumed, 0, {})
     assert read_metrics(resumed.metrics) == []
     assert Run(resumed.path).events() == {}
 
 
 def test_a_run_that_was_never_logged_can_be_rewound(tmp_path: Path) -> None:
-    rewind(RunDir(tmp_path), 0)
+    rewind(RunDir(tmp_path), 0, {})
     assert list(tmp_path.iterdir()) == []
 
 

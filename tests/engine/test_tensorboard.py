@@ -25,6 +25,7 @@ from tensorboard.util import tensor_util
 from torch import nn
 
 from refresher_runner.engine.figures import Gallery, draw
+from refresher_runner.engine.hparams import session_start
 from refresher_runner.engine.metrics_file import JSONLines
 from refresher_runner.engine.metrics_file import rewind as rewind_lines
 from refresher_runner.engine.tensorboard import TensorBoard, rebuild
@@ -35,6 +36,15 @@ from tests.engine.toy import Toy, ToyLoader
 
 NAMES = ("cat", "dog")
 Events = dict[tuple[str, int], Any]
+CONFIG = {
+    "optimizer.lr": 0.1,
+    "trainer.compile": False,
+    "model.name": "cnn",
+    "data.name": "digits",
+    "model.channels": [16, 32],
+    "trainer.patience": None,
+}
+CONFIG |= {"seed": 3, "outputs": "here"}
 
 
 def report_at(step: int) -> Report:
@@ -66,10 +76,12 @@ class Run:
         self.warnings: list[str] = []
 
     def board(self) -> TensorBoard:
-        return TensorBoard(self.folder, self.truth, Gallery(), self.warnings.append)
+        return TensorBoard(self.folder, Gallery(), self.warnings.append)
 
     def train(self, start: int, end: int) -> None:
         loggers = (JSONLines(self.truth), self.board())
+        if start == 0:
+            loggers[1].begin(Toy(), None, config=CONFIG, graph=False)
         for step in range(start, end + 1, 5):
             for logger in loggers:
                 logger.log(report_at(step), step)
@@ -78,7 +90,7 @@ class Run:
 
     def rewind(self, step: int) -> None:
         rewind_lines(self.truth, end_of(self.truth, step))
-        rebuild(self.folder, self.truth)
+        rebuild(self.folder, self.truth, CONFIG)
 
     def events(self) -> Events:
         """Every value in every file, as bytes; two of one tag and step are an error."""
@@ -186,12 +198,8 @@ def test_sprites_fit_into_a_browser(tmp_path: Path) -> None:
         assert 8000 < max(sprite.size) <= 8192
 
 
-def test_hparams_are_one_row_of_the_run_itself(cut: Run) -> None:
-    config = {"optimizer.lr": 0.1, "trainer.compile": False, "model.name": "cnn", "model.channels": [16, 32], "trainer.patience": None}
-    board = cut.board()
-    board.log({"test/loss": 0.5}, 40)
-    board.finish(config, {"test/loss": 0.5, "test/recall/cat": 1.0})
-    board.close()
+def test_hparams_are_of_the_run_itself(cut: Run) -> None:
+    """From its beginning: its configuration but for the seed, in a group with the runs that differ in that alone."""
     assert [path.name for path in cut.folder.iterdir() if path.is_dir()] == ["projector"]
     content = cut.accumulated().summary_metadata
     start = hparams_metadata.parse_session_start_info_plugin_data(content[hparams_metadata.SESSION_START_INFO_TAG].plugin_data.content)
@@ -199,13 +207,15 @@ def test_hparams_are_one_row_of_the_run_itself(cut: Run) -> None:
         "optimizer.lr": 0.1,
         "trainer.compile": "False",
         "model.name": "cnn",
+        "data.name": "digits",
         "model.channels": "[16, 32]",
-        "trainer.patience": "None",
     }
-    experiment = hparams_metadata.parse_experiment_plugin_data(content[hparams_metadata.EXPERIMENT_TAG].plugin_data.content)
-    metrics = [info.name.tag for info in experiment.metric_infos]
-    assert metrics == ["val/loss", "val/best", "test/loss"]
-    assert set(metrics) <= set(cut.accumulated().Tags()["scalars"])  # each has the curve that its column is read from
+    groups = [session_start({**CONFIG, **other}).metadata.plugin_data.content for other in ({}, {"seed": 4}, {"trainer.patience": 1})]
+    names = [hparams_metadata.parse_session_start_info_plugin_data(group).group_name for group in groups]
+    assert names[0] == names[1] == start.group_name
+    assert names[0].startswith("cnn on digits ")
+    assert names[2] != names[0]
+    assert hparams_metadata.EXPERIMENT_TAG not in content, "columns of one run would hide what other runs have"
 
 
 def test_the_graph_of_a_model(tmp_path: Path) -> None:
@@ -214,13 +224,13 @@ def test_the_graph_of_a_model(tmp_path: Path) -> None:
     task = Toy(batch_norm=True)
     before = {name: value.clone() for name, value in task.state_dict().items()}
     state = torch.get_rng_state()
-    board.begin(task, next(ToyLoader().batches(0)), graph=True)
+    board.begin(task, next(ToyLoader().batches(0)), config=CONFIG, graph=True)
     board.close()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
     assert task.training
     assert any("Linear" in node.name for node in run.accumulated().Graph().node)
-    rebuild(run.folder, run.truth)
+    rebuild(run.folder, run.truth, CONFIG)
     assert any("Linear" in node.name for node in run.accumulated().Graph().node)
     assert not run.warnings
 
@@ -239,7 +249,7 @@ class Wordy(Task):
 def test_a_model_without_a_graph_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path)
     board = run.board()
-    board.begin(Wordy(), (torch.ones(1, 2), object()), graph=True)
+    board.begin(Wordy(), (torch.ones(1, 2), object()), config=CONFIG, graph=True)
     board.close()
     assert len(run.warnings) == 1
 
@@ -257,14 +267,15 @@ def test_resumed_is_as_if_never_stopped(whole: Run, cut: Run, step: int) -> None
     assert cut.events() == {}
 
 
-def test_hparams_of_an_earlier_end_are_gone(cut: Run) -> None:
+def test_an_earlier_end_is_gone(cut: Run) -> None:
     for _ in range(2):
         board = cut.board()
-        board.finish({"lr": 1}, {})
+        board.finish({})
         board.close()
-        assert any(tag.startswith("_hparams_") for tag, _ in cut.events())
+        assert (hparams_metadata.SESSION_END_INFO_TAG, 0) in cut.events()
         cut.rewind(40)
-        assert not any(tag.startswith("_hparams_") for tag, _ in cut.events())
+        assert (hparams_metadata.SESSION_END_INFO_TAG, 0) not in cut.events()
+        assert (hparams_metadata.SESSION_START_INFO_TAG, 0) in cut.events()
 
 
 def test_a_damaged_event_file_costs_pictures_of_samples_at_most(whole: Run, cut: Run) -> None:
@@ -283,7 +294,7 @@ def test_a_damaged_event_file_costs_pictures_of_samples_at_most(whole: Run, cut:
         for old in cut.folder.glob("*tfevents*"):
             old.unlink()
         path.write_bytes(damaged)
-        rebuild(cut.folder, cut.truth)
+        rebuild(cut.folder, cut.truth, CONFIG)
         found = cut.events()
         assert found.keys() <= expected.keys()
         assert expected.keys() - found.keys() <= kept_nowhere_else
@@ -308,7 +319,7 @@ def test_killed_while_rebuilding(whole: Run, cut: Run) -> None:
                 path.write_bytes(text)
         if aside is not None:
             (cut.folder / "rebuilding").write_bytes(aside)
-        rebuild(cut.folder, cut.truth)
+        rebuild(cut.folder, cut.truth, CONFIG)
         assert cut.events() == expected
         assert len(list(cut.folder.glob("*tfevents*"))) == 1
         assert not (cut.folder / "rebuilding").exists()
@@ -325,7 +336,7 @@ def test_the_clock_may_go_back(whole: Run, cut: Run) -> None:
 
 def test_events_keep_the_time_they_were_logged_at(cut: Run) -> None:
     times = {line["step"]: line["time"] for line in map(json.loads, cut.truth.read_text().splitlines())}
-    rebuild(cut.folder, cut.truth)
+    rebuild(cut.folder, cut.truth, CONFIG)
     assert all(event.wall_time == times[event.step] for event in cut.accumulated().Scalars("train/loss"))
 
 
