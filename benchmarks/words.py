@@ -1,6 +1,6 @@
 """word2vec beside gensim: the same text, threads, dimension, window, negatives, minimal count, subsampling and epochs, in fresh processes.
 
-REFRESHER_DATA=... python -m benchmarks.words text8-head|english-novels [threads [seed]]
+REFRESHER_DATA=... python -m benchmarks.words text8-head|english-novels [threads [seed [KEY=VALUE ...]]]
 
 Words a second are all words of the text, kept or left out, of training alone. Scores are of the test half of the questions.
 """
@@ -57,7 +57,7 @@ def scores(data: CorpusSet, vectors: torch.Tensor) -> dict[str, float]:
     return {"wordsim": float(found["wordsim"]["spearman"]), "analogies": float(found["analogies"]["accuracy"])}  # type: ignore[index]
 
 
-def gensim(name: str, threads: int, seed: int, sg: int) -> str:
+def gensim(name: str, threads: int, seed: int, sg: int, overrides: list[str]) -> str:
     from gensim.models import Word2Vec  # type: ignore[import-not-found]
 
     data = corpus(name)
@@ -74,10 +74,10 @@ def gensim(name: str, threads: int, seed: int, sg: int) -> str:
     return told("gensim", words / seconds, scores(data, torch.from_numpy(vectors)))
 
 
-def ours(name: str, threads: int, seed: int, sg: int) -> str:
+def ours(name: str, threads: int, seed: int, sg: int, overrides: list[str]) -> str:
     with TemporaryDirectory() as folder:
         typed = [*options(name), "model=word2vec", "data=corpus", f"trainer.threads={threads}", f"seed={seed}", f"outputs={folder}"]
-        typed += [] if sg else ["model.architecture=cbow"]
+        typed += [*overrides] if sg else ["model.architecture=cbow", *overrides]
         typed += [
             f"trainer.duration={EPOCHS} epochs",
             f"trainer.validate_every={EPOCHS} epochs",
@@ -100,14 +100,15 @@ def told(who: str, speed: float, found: dict[str, float]) -> str:
 
 def main() -> None:
     if sys.argv[1] in ("gensim", "ours"):
-        side, name, threads, seed, sg = sys.argv[1:]
-        print({"gensim": gensim, "ours": ours}[side](name, int(threads), int(seed), int(sg)))
+        side, name, threads, seed, sg, *overrides = sys.argv[1:]
+        print({"gensim": gensim, "ours": ours}[side](name, int(threads), int(seed), int(sg), overrides))
         return
-    name, threads, seed = sys.argv[1], *(sys.argv[2:] + ["1", "0"][len(sys.argv) - 2 :])
+    name, *rest = sys.argv[1:]
+    (threads, seed), overrides = (rest + ["1", "0"][len(rest) :])[:2], rest[2:]
     for sg in ("1", "0"):
         print("skip-gram" if sg == "1" else "CBOW", name, f"{threads} threads, seed {seed}")
         for side in ("gensim", "ours"):
-            subprocess.run([sys.executable, "-m", "benchmarks.words", side, name, threads, seed, sg], check=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.words", side, name, threads, seed, sg, *overrides], check=True)
 
 
 if __name__ == "__main__":
