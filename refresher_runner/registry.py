@@ -76,6 +76,10 @@ class Registry:
             raise ConfigError(f"the entry point registers no {self.kind} of this name", key=self.kind, value=name)
         return self._builders[name]
 
+    def module(self, name: str) -> str | None:
+        """Where a builder of ours lives; None for anyone else's."""
+        return self._shipped[name][0] if name in self._shipped else None
+
     def signature(self, name: str) -> Signature:
         """What the builder takes, read from its file when it is ours and not yet imported."""
         if name in self._shipped and name not in self._builders:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -270,62 +269,6 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(in_trained: RunDir,
     assert main(["resume", "last", "model.hidden=[3]"]) == 2
     say(capsys, "resume", "last", "trainer.duration=6 steps")
     assert in_trained.read_status()["step"] == 6
-
-
-# ---------------------------------------------------------------- sweeps
-
-
-@pytest.mark.slow
-def test_a_sweep_isolates_its_jobs(tmp_path: Path) -> None:
-    """One job ends well; one kills itself before it trains; one says all is well and has done nothing."""
-    (tmp_path / "fatal.py").write_text(
-        "import os\nif os.environ.get('REFRESHER_RUN_FILE'):\n    os.kill(os.getpid(), 11)\n", encoding="utf-8"
-    )
-    (tmp_path / "liar.py").write_text("import os\nif os.environ.get('REFRESHER_RUN_FILE'):\n    os._exit(0)\n", encoding="utf-8")
-    done = refresher("train", "-m", "model=mlp", "modules=[fatal],[liar],[]", *QUICK, cwd=tmp_path)
-    assert done.returncode == 1
-    table = done.stdout.split("log of failure")[1]
-    assert table.count("failed") == 2
-    assert table.count("finished") == 1
-    assert "exit code -11" in table
-    assert len(RunDir.all(tmp_path / "outputs")) == 1
-
-
-@pytest.mark.slow
-def test_a_sweep_hands_over_to_a_hydra_launcher(tmp_path: Path) -> None:
-    done = refresher("train", "-m", "hydra/launcher=basic", "hydra.sweep.dir=hydra", "seed=1,2", "model=mlp", *QUICK, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [run.read_record()["seed"] for run in RunDir.all(tmp_path / "outputs")] == [1, 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_sweep_leaves_a_run_to_resume_and_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "refresher_runner",
-        "train",
-        "-m",
-        "seed=1,2",
-        "model=mlp",
-        "trainer.duration=5 minutes",
-        "trainer.threads=1",
-    ]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(run.read_status().get("step", 0) > 0 for run in RunDir.all(tmp_path / "outputs")))
-    process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 128 + number)
-    [run] = RunDir.all(tmp_path / "outputs")
-    wait_for(lambda: run.read_status()["state"] == "interrupted" and not run.is_locked())
-
-
-def wait_for(condition: object, seconds: float = 90) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- TensorBoard

@@ -26,7 +26,9 @@ FREE_OF_TORCH = [
     "sweep.boards",
     "sweep.columns",
     "sweep.folder",
-    "sweep.grid",
+    "sweep.entry",
+    "sweep.plugins",
+    "sweep.server",
     "engine.options",
     "engine.rundir",
 ]

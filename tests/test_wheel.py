@@ -19,12 +19,14 @@ def test_the_wheel_is_whole_and_works_from_anywhere(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling builds the wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=ROOT, check=True)
     [wheel] = tmp_path.glob("*.whl")
-    tracked = subprocess.run(["git", "ls-files", "conf", "refresher_runner"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "conf", "refresher_runner", "hydra_plugins"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     expected = {f"refresher_runner/{name}" if name.startswith("conf/") else name for name in tracked.stdout.split()}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name for name in expected if not name.endswith(".gitkeep")} <= held
-    assert {name.partition("/")[0] for name in held} == {"refresher_runner"}
+    assert {name.partition("/")[0] for name in held} == {"refresher_runner", "hydra_plugins"}
 
     venv, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
     elsewhere.mkdir()

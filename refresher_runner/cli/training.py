@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refresher_runner.cli.words import ConfigDir, Outputs, Overrides, RunName, app, find, say_next
-from refresher_runner.console import print_table
 from refresher_runner.engine import signals
+
+if TYPE_CHECKING:
+    from refresher_runner.sweep.folder import SweepDir
 
 
 class Part(str, Enum):
@@ -47,7 +49,9 @@ def train(
             print_info(typed, config_dir, info=info.value if info else "")
         return 0
     if multirun:
-        return _sweep(typed, config_dir)
+        from refresher_runner.sweep import entry
+
+        return _tell(entry.sweep(typed, config_dir))
     from refresher_runner import run
     from refresher_runner.compose import checked, compose
 
@@ -59,11 +63,16 @@ def train(
 
 @app.command(rich_help_panel="Run")
 def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("outputs")) -> int:
-    """Go on with a run, exactly where it stopped: `refresher resume last trainer.duration='20 epochs'`."""
+    """Go on with a run, exactly where it stopped: `refresher resume last trainer.duration='20 epochs'`; or with a sweep, by its folder."""
     signals.install()
     from refresher_runner import run
     from refresher_runner.compose import checked, compose_stored
+    from refresher_runner.sweep.folder import SweepDir
 
+    if SweepDir.is_sweep(name):
+        from refresher_runner.sweep import entry
+
+        return _tell(entry.resume(SweepDir(name), overrides or []))
     folder = find(name, outputs)
     config, stored = compose_stored(folder, overrides or [])
     command = ["resume", str(folder.path.resolve()), *(overrides or [])]
@@ -71,14 +80,14 @@ def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("
     return 0
 
 
-def _sweep(overrides: list[str], config_dir: Path | None) -> int:
-    from refresher_runner.runs import show
-    from refresher_runner.sweep.grid import sweep
+def _tell(folder: SweepDir) -> int:
+    """How a sweep went, and its exit code: whether every job is done."""
+    from refresher_runner.sweep.folder import DONE
+    from refresher_runner.sweep.watch import print_failures
 
-    jobs = sweep(overrides, config_dir)
-    rows = []
-    for number, job in enumerate(jobs, start=1):
-        log = str(job.run.log) if job.run and job.state != "finished" and job.run.log.is_file() else ""
-        rows.append([str(number), " ".join(job.overrides), job.state, show(job.goal), str(job.run or f"exit code {job.exit_code}"), log])
-    print_table(["job", "overrides", "state", "goal", "run", "log of failure"], rows)
-    return 0 if all(job.state == "finished" for job in jobs) else 1
+    jobs = folder.jobs()
+    failed = [job for job in jobs if job.state not in DONE]
+    print_failures(failed)
+    print(f"sweep: {folder}\nnext: refresher runs {folder}   refresher tensorboard {folder}", end="")
+    print(f"   refresher resume {folder}" if failed else "")
+    return 1 if failed else 0

@@ -50,7 +50,7 @@ def _as_training_error(error: Exception, run: RunDir, out_of_memory: type[Except
     """One line for the user; the traceback goes to the run's log."""
     with suppress(OSError), open(run.log, "a", encoding="utf-8") as log:
         log.write("".join(traceback.format_exception(error)))
-    if isinstance(error, (out_of_memory, MemoryError)):
+    if isinstance(error, (out_of_memory, MemoryError)) or "DefaultCPUAllocator" in str(error):  # torch's of the CPU has no type of its own
         return TrainingError("out of memory", cure=f"a smaller data.batch_size with trainer.accumulate; {run} can be resumed")
     first = (str(error).strip().splitlines() or [""])[0]
     return TrainingError(f"{type(error).__name__}: {first}", cure=f"the traceback is in {run.log}")

@@ -27,7 +27,7 @@ import yaml
 
 from refresher_runner.engine.rundir import RunDir, read_json, write_atomically
 from refresher_runner.errors import RunError
-from refresher_runner.settings import flatten
+from refresher_runner.settings import Settings, flatten
 
 SWEEPS = "sweeps"  # below `outputs`
 DONE = ("finished", "pruned")
@@ -36,11 +36,12 @@ NO_IDENTITY = ("outputs",)  # where a run lies does not make it another
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep: what is typed for it, which of that the sweep varies, and the text of its config.yaml."""
+    """One point of a sweep: what is typed for it, which of that the sweep varies, the text of its config.yaml, and what that means."""
 
     overrides: tuple[str, ...]
     varies: tuple[str, ...]
     stored: str
+    settings: Settings
 
     @property
     def key(self) -> str:
@@ -175,19 +176,23 @@ class SweepDir:
 
     def job(self, key: str) -> Job | None:
         """The job of this key."""
-        return next((Job(file.parent) for file in sorted(self.path.glob(f"*_{key}/job.json"))), None)
+        return next((Job(self.path / "_".join(name)) for name in self._names() if name[-1] == key), None)
 
     def add(self, point: Point, **facts: Any) -> Job:
         """The job of a point: the one that the sweep has, or a new one, whose `facts` job.json says."""
         if known := self.job(point.key):
             return known
-        number = 1 + max((job.number for job in self.jobs()), default=0)
+        number = 1 + max((int(name[0]) for name in self._names() if name[0].isdigit()), default=0)
         job = Job(self.path / "_".join([f"{number:03d}", *_label(point.varies), point.key]))
         job.run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(job.run.config, point.stored)
         said = {"number": number, "key": point.key, "overrides": point.overrides, "varies": point.varies, **facts, "sittings": []}
         write_atomically(job.file, json.dumps(said, indent=2) + "\n")
         return job
+
+    def _names(self) -> list[list[str]]:
+        """The parts of the names of all folders of jobs: the number first, the key last."""
+        return [file.parent.name.split("_") for file in self.path.glob("*_*/job.json")]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
