@@ -2,6 +2,8 @@
 
 REFRESHER_DATA=... python -m benchmarks.words text8-head|english-novels [threads [seed [KEY=VALUE ...]]]
 
+python -m benchmarks.words memory text8-head|english-novels   what ours takes beside its imports
+
 Words a second are all words of the text, kept or left out, of training alone. Scores are of the test half of the questions.
 """
 
@@ -18,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from refresher_runner.cli import main as command
 from refresher_runner.compose import checked, compose
 from refresher_runner.data.corpus import CorpusSet
 from refresher_runner.metrics.words import word_metrics
@@ -94,11 +97,36 @@ def ours(name: str, threads: int, seed: int, sg: int, overrides: list[str]) -> s
     return told("refresher", 1000 * mean, {"wordsim": status["test/wordsim/spearman"], "analogies": status["test/analogies/accuracy"]})
 
 
+def memory(name: str) -> str:
+    """What an epoch and an evaluation take at most, beside what is there before the corpus is read."""
+    with TemporaryDirectory() as folder:
+        typed = [f"outputs={folder}", "model=word2vec", "data=corpus", "trainer=words", "trainer.loggers=[]", "trainer.test=false"]
+        assert command(["train", *typed, "data=python_words", "trainer.duration=2 steps", "trainer.validate_every=2 steps"]) == 0  # imports, allocators
+        before = _megabytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        data = corpus(name)
+        assert data.numbers is not None
+        ids, table = data.numbers.nbytes / 2**20, 400 * len(data.spec.words) / 2**20
+        del data
+        read = _megabytes("VmHWM") - before
+        assert command(["train", *typed, *options(name), "trainer.duration=1 epochs"]) == 0
+    peak, needed = _megabytes("VmHWM") - before, ids + 2 * table
+    return f"{name}: numbers and tables {needed:.0f} MiB; at most {read:.0f} in reading, {peak:.0f} in all: {peak / needed:.2f} times"
+
+
+def _megabytes(what: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 1024
+
+
 def told(who: str, speed: float, found: dict[str, float]) -> str:
     return f"{who}: {speed:,.0f} words/s, WordSim-353 {found['wordsim']:.3f}, analogies {found['analogies']:.4f}"
 
 
 def main() -> None:
+    if sys.argv[1] == "memory":
+        print(memory(sys.argv[2]))
+        return
     if sys.argv[1] in ("gensim", "ours"):
         side, name, threads, seed, sg, *overrides = sys.argv[1:]
         print({"gensim": gensim, "ours": ours}[side](name, int(threads), int(seed), int(sg), overrides))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -162,22 +161,40 @@ def count(texts: Iterable[str], min_count: int, known: CorpusSpec | None = None)
 
     place: defaultdict[str, int] = defaultdict(None, {word: n for n, word in enumerate(known.words)} if known else {})
     place.default_factory = place.__len__
-    found = array("i")
+    numbers, end = np.empty(CHARACTERS, np.int32), 0
     for text in texts:
-        found.extend(map(place.__getitem__, WORD.findall(text)))
-    numbers = np.frombuffer(found, np.int32).copy() if found else np.zeros(0, np.int32)
-    del found
+        found = WORD.findall(text)
+        if end + len(found) > len(numbers):
+            longer = np.empty(2 * end + len(found), np.int32)
+            longer[:end] = numbers[:end]
+            numbers = longer
+        numbers[end : end + len(found)] = np.fromiter(map(place.__getitem__, found), np.int32, len(found))
+        end += len(found)
+    numbers = numbers[:end]
     if known:
-        return known.words, known.counts, numbers[numbers < len(known.words)]
-    counts = np.bincount(numbers, minlength=len(place))
+        anew = np.arange(len(place), dtype=np.int32)
+        anew[len(known.words) :] = -1
+        return known.words, known.counts, _renumbered(numbers, anew)
+    counts = np.zeros(len(place), np.int64)
+    for begin in range(0, end, CHARACTERS):  # what is counted at once is copied, as numbers twice as long
+        counts += np.bincount(numbers[begin : begin + CHARACTERS], minlength=len(place))
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] >= min_count]
     anew = np.full(len(place), -1, np.int32)
     anew[order] = np.arange(len(order), dtype=np.int32)
-    for begin in range(0, len(numbers), CHARACTERS):  # in place: a corpus may be large
-        numbers[begin : begin + CHARACTERS] = anew[numbers[begin : begin + CHARACTERS]]
     words = list(place)
-    return tuple(words[n] for n in order), tuple(counts[order].tolist()), numbers[numbers >= 0]
+    return tuple(words[n] for n in order), tuple(counts[order].tolist()), _renumbered(numbers, anew)
+
+
+def _renumbered(numbers: NDArray, anew: NDArray) -> NDArray:
+    """Every number by its new one, without those that have none, -1; in place, piece by piece, since a corpus may be large."""
+    end = 0
+    for begin in range(0, len(numbers), CHARACTERS):
+        piece = anew[numbers[begin : begin + CHARACTERS]]
+        piece = piece[piece >= 0]
+        numbers[end : end + len(piece)] = piece
+        end += len(piece)
+    return numbers[:end]
 
 
 # -------------------------------------------------------------------- questions

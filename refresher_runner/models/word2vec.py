@@ -50,7 +50,7 @@ from refresher_runner.task import Metric, Output, Task
 
 NEAREST = 10  # words that are told of each
 SHOWN = 2000  # words in the projector
-CHUNK = 1024  # directions that are compared with all words at once
+CHUNK = 64  # directions that are compared with all words at once
 ASKED = 16  # words whose neighbours are told at every evaluation
 
 
