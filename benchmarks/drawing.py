@@ -1,10 +1,11 @@
 """What U-Nets draw after equal time: ours, diffusers' UNet2DModel and lucidrains' Unet, of about 4 M parameters, on Fashion-MNIST.
 
-REFRESHER_DATA=... python -m benchmarks.drawing SECONDS [cpu|cuda [bf16|fp32 [lr [seed]]]]   where diffusers and denoising-diffusion-pytorch are
+REFRESHER_DATA=... python -m benchmarks.drawing SECONDS [cpu|cuda [bf16|fp32 [lr [seed]]]]
 
-One loop trains them, so that only the network differs: no classes, the cosine schedule, v as the target, batches of 128, fused AdamW,
-averaged weights. Each has so many seconds after ten steps to warm up, draws 5,000 pictures by 20 steps of DPM-Solver++, and is judged
-beside 5,000 of the test part by the Fréchet distance in the features of the small CNN that judges every run. Ours first and last.
+Where diffusers and denoising-diffusion-pytorch are installed. One loop trains them, so that only the network differs: no classes, the
+cosine schedule, v as the target, batches of 128, fused AdamW, averaged weights. Each has so many seconds after ten steps to warm up, draws
+5,000 pictures by 20 steps of DPM-Solver++, and is judged beside 5,000 of the test part by the Fréchet distance in the features of the
+small CNN that judges every run. Ours first and last.
 """
 
 from __future__ import annotations
