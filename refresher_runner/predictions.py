@@ -1,4 +1,4 @@
-"""What `predict` leaves: a table as CSV and JSON, and every picture as PNG."""
+"""What `predict` leaves: a table as CSV and JSON, every picture as PNG and for TensorBoard, vectors as numpy's .npy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refresher_runner.errors import UsageError
-from refresher_runner.report import Prediction, Text
+from refresher_runner.report import Embedding, Images, Prediction, Report, Text
+
+if TYPE_CHECKING:
+    from refresher_runner.engine.logger import Logger
 
 
 def write(predictions: Iterable[Prediction], folder: Path) -> list[dict[str, Any]]:
@@ -22,7 +26,8 @@ def write(predictions: Iterable[Prediction], folder: Path) -> list[dict[str, Any
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.tmp.", dir=folder.parent) as name:
             aside = Path(name)
-            rows = [_row(number, prediction, folder, aside) for number, prediction in enumerate(predictions)]
+            with _board(aside) as show:
+                rows = [_row(number, prediction, folder, aside, show) for number, prediction in enumerate(predictions)]
             (aside / "predictions.json").write_text(json.dumps(rows, indent=2, default=str) + "\n", encoding="utf-8")
             with open(aside / "predictions.csv", "w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
@@ -36,10 +41,30 @@ def write(predictions: Iterable[Prediction], folder: Path) -> list[dict[str, Any
     return rows
 
 
-def _row(number: int, prediction: Prediction, folder: Path, aside: Path) -> dict[str, Any]:
-    """The values of one prediction, and what of its report can be written: `<number>_<tag>.png`, or `.md` for a text.
+@contextmanager
+def _board(folder: Path) -> Iterator[Callable[[Report, int], None]]:
+    """What takes reports to a file of TensorBoard's, which is made, and TensorBoard imported, when the first comes."""
+    opened: list[Logger] = []
 
-    It is written `aside`, and named as it will lie in `folder`.
+    def show(report: Report, number: int) -> None:
+        from refresher_runner.engine.figures import Gallery
+        from refresher_runner.engine.tensorboard import TensorBoard
+
+        if not opened:
+            opened.append(TensorBoard(folder, Gallery(), lambda _: None))
+        opened[0].log(report, number)
+
+    try:
+        yield show
+    finally:
+        for board in opened:
+            board.close()
+
+
+def _row(number: int, prediction: Prediction, folder: Path, aside: Path, show: Callable[[Report, int], None]) -> dict[str, Any]:
+    """The values of one prediction, and what of its report can be written: `<number>_<tag>.png`, `.md` for a text, `.npy` for vectors.
+
+    It is written `aside`, and named as it will lie in `folder`. Pictures are also shown, under the name of their input.
     """
     from refresher_runner.engine.figures import draw, write_png
 
@@ -51,7 +76,14 @@ def _row(number: int, prediction: Prediction, folder: Path, aside: Path) -> dict
         elif isinstance(shown, Text):
             row[tag] = str(folder / f"{name}.md")
             (aside / f"{name}.md").write_text(shown.markdown, encoding="utf-8")
+        elif isinstance(shown, Embedding):
+            import numpy as np
+
+            row[tag] = str(folder / f"{name}.npy")
+            np.save(aside / f"{name}.npy", shown.vectors.cpu().numpy())
         elif (png := draw(shown, f"{prediction.input}: {tag}")) is not None:
             row[tag] = str(folder / f"{name}.png")
             write_png(png, aside / f"{name}.png")
+            if isinstance(shown, Images):
+                show({f"{tag}/{Path(prediction.input).name[:80]}": shown}, number)
     return row

@@ -15,7 +15,7 @@ from refresher_runner.errors import CheckpointError, ConfigError, DataError
 from refresher_runner.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from refresher_runner.task import Task
 
@@ -96,6 +96,25 @@ def load_pretrained(task: Task, saved: Saved, spec: Spec) -> str:
     return f"begins with {len(fitting)} of {len(own)} tensors of {saved.path}" + (f"; new: {', '.join(new)}" if new else "")
 
 
+def borrow(task: Task, spec: Spec) -> dict[str, dict[str, Any]]:
+    """The parts that a task wants from other runs, all of their weights; returns the origin of each by the option that named it.
+
+    Raises ConfigError where a run is absent or has learnt from other words, CheckpointError where its weights do not fit.
+    """
+    origins = {}
+    for wanted in task.borrowed():
+        saved = pretrained(wanted.run, wanted.key)
+        if wanted.words and getattr(saved.spec, "vocabulary", None) != getattr(Spec.from_dict(spec.to_dict()), "vocabulary", None):
+            raise ConfigError(
+                "has learnt other words than these data have", key=wanted.key, value=wanted.run, cure="a run with the same data="
+            )
+        weights = {name.removeprefix(wanted.prefix): v for name, v in saved.weights.items() if name.startswith(wanted.prefix)}
+        check_fit(wanted.part, weights, saved.path)
+        wanted.part.load_state_dict(weights)
+        origins[wanted.key] = saved.origin()
+    return origins
+
+
 def check_data(spec: Spec, saved: Saved) -> None:
     """The data at hand against those that a checkpoint learnt from. Raises DataError naming what differs first."""
     now, then = Spec.from_dict(spec.to_dict()), saved.spec  # both out of plain containers
@@ -108,7 +127,7 @@ def check_data(spec: Spec, saved: Saved) -> None:
             raise DataError(problem, key="data", cure="the data that the run learnt from, or a new run")
 
 
-def check_fit(task: Task, weights: dict[str, Any], path: Path) -> None:
+def check_fit(task: nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Names and shapes of saved weights against the task's. Raises CheckpointError naming the first that differs."""
     own = {name: tuple(value.shape) for name, value in task.state_dict().items()}
     saved = {name: tuple(getattr(value, "shape", ("not a tensor",))) for name, value in weights.items()}

@@ -21,7 +21,7 @@ from refresher_runner.errors import CheckpointError, ConfigError, Interrupted, T
 from refresher_runner.judges import judge_for
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.report import Prediction
-from refresher_runner.restore import Saved, check_data, check_fit, load_pretrained, newest, pretrained, saved_by
+from refresher_runner.restore import Saved, borrow, check_data, check_fit, load_pretrained, newest, pretrained, saved_by
 from refresher_runner.settings import Settings, check, flatten, refuse_changes
 from refresher_runner.spec import DataModule, Loader, Placement
 
@@ -63,7 +63,7 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
     data.prepare()
     task = _restored(saved, settings, computer)
     if task.draws:
-        task.judge = judge_for(settings, data, computer.device)
+        task.judge, task.reader = judge_for(settings, data, computer.device), data.reader
     loader = _loaders(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
@@ -137,24 +137,26 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
         task = MODELS.builder(settings.model.name)(data.spec, **settings.model.options)
         if saved:
             check_fit(task, saved.state["task"], saved.path)
-        begun = load_pretrained(task, source, data.spec) if source else ""
-        origin = source.origin() if source else None
+        begun = [load_pretrained(task, source, data.spec)] if source else []
+        origins = {"init_from": source.origin()} if source else {}
+        if saved is None:
+            origins |= borrow(task, data.spec)
         del source  # as large as the model, or more
         signals.poll()
         data.prepare()
         signals.poll()
         if task.draws:
-            task.judge = judge_for(settings, data, computer.device)
+            task.judge, task.reader = judge_for(settings, data, computer.device), data.reader
         world.join(computer.device)
         loaders = _loaders(data, settings, computer)
         if run is None:
             run = RunDir(world.from_main(str(_create(settings)) if world.is_main else ""))
             ending.enter_context(held(run, world))
         made = task, data, computer
-        run_id, sink = _open(run, settings, stored, command, *made, saved=saved, origin=origin, warnings=warnings)
+        run_id, sink = _open(run, settings, stored, command, *made, saved=saved, origins=origins, warnings=warnings)
         try:
-            if begun:
-                sink.say(begun)
+            for line in (*begun, *(f"begins with all of {key}={of['path']}" for key, of in origins.items() if key != "init_from")):
+                sink.say(line)
             trainer = _trainer(run, run_id, settings, stored, *made, loaders=loaders, saved=saved, sink=sink)
             del saved
             trainer.fit()
@@ -218,7 +220,7 @@ def _open(
     computer: Computer,
     *,
     saved: Saved | None,
-    origin: Mapping[str, Any] | None,
+    origins: Mapping[str, dict[str, Any]],
     warnings: Sequence[str],
 ) -> tuple[str, Loggers]:
     """The run's id, and its logs, cut to where it goes on from."""
@@ -227,7 +229,7 @@ def _open(
 
     world = computer.world
     resumed = "id" in run.read_record()
-    run_id = world.from_main(_identify(run, settings, command, task, data, computer, origin) if world.is_main else "")
+    run_id = world.from_main(_identify(run, settings, command, task, data, computer, origins) if world.is_main else "")
     if not world.is_main:
         return run_id, Loggers([])
     checkpoint.clean(run, damaged=bool(warnings))
@@ -292,7 +294,7 @@ def _identify(
     task: Task,
     data: DataModule[Any],
     computer: Computer,
-    origin: Mapping[str, Any] | None,
+    origins: Mapping[str, dict[str, Any]],
 ) -> str:
     """The run's id, out of run.json, which is written where there is none yet.
 
@@ -305,11 +307,14 @@ def _identify(
         run.diff.write_text(git_diff(), encoding="utf-8")
         parameters = sum(p.numel() for p in task.parameters())
         machine = {"device": str(computer.device), "precision": computer.precision, "processes": computer.world.size}
-        facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, origin=origin, **machine)
+        begun = {"origin": origins.get("init_from"), "borrowed": {key: of for key, of in origins.items() if key != "init_from"}}
+        facts = record_of(command, seed=settings.run.seed, checksums=data.checksums(), parameters=parameters, **begun, **machine)
         write_atomically(run.record, json.dumps(facts, indent=2) + "\n")
-    elif origin and (facts.get("origin") or origin)["sha256"] != origin["sha256"]:
-        problem = "has changed since this run began with it"
-        raise CheckpointError(problem, key="init_from", value=settings.run.init_from, cure="start a new run with refresher train")
+    known = {"init_from": facts.get("origin"), **facts.get("borrowed", {})}
+    for key, of in origins.items():
+        if (known.get(key) or of)["sha256"] != of["sha256"]:
+            problem = "has changed since this run began with it"
+            raise CheckpointError(problem, key=key, value=of["path"], cure="start a new run with refresher train")
     return facts["id"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -25,6 +25,10 @@ NonNegativeFloat = Annotated[float, Ge(0.0)]
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Share = Annotated[float, Gt(0.0), Lt(1.0)]
 Decay = Annotated[float, Ge(0.0), Lt(1.0)]
+
+LATER = "may be chosen when a run is used"
+T = TypeVar("T")
+Later = Annotated[T, LATER]  # changes nothing that is learnt: an option of a model that `refresher predict RUN ... --option value` takes
 
 Unit = Literal["steps", "epochs", "seconds", "minutes", "hours"]
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
@@ -96,6 +100,11 @@ class Option:
     annotation: Any
     default: Any = REQUIRED
 
+    @property
+    def later(self) -> bool:
+        """Whether it may be chosen when a run is used."""
+        return LATER in getattr(self.annotation, "__metadata__", ())
+
 
 def check_value(value: Any, annotation: Any, key: str) -> Any:
     """The value as the annotated type. Strict: no word becomes a number, and NaN and infinity are refused.
@@ -120,6 +129,24 @@ def check_value(value: Any, annotation: Any, key: str) -> Any:
         raise ConfigError(" or ".join(dict.fromkeys(said)), key=at, value=value) from None
     except TypeError:
         raise ConfigError("is not a plain value", key=key, value=value) from None
+
+
+def typed(text: str, annotation: Any) -> Any:
+    """What a word on the command line stands for, where it is wanted as annotated: itself, or a number, a list, null as YAML has them."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    try:
+        check_value(value, annotation, "")
+    except ConfigError:
+        try:
+            return check_value(text, annotation, "")
+        except ConfigError:
+            return value
+    return value
 
 
 def check_options(values: Mapping[str, Any], options: Mapping[str, Option], prefix: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from refresher_runner.engine.options import RunOptions, ScheduleOptions, SweepOptions, TrainerOptions, schema_of
-from refresher_runner.errors import ConfigError, did_you_mean
+from refresher_runner.errors import ConfigError, UsageError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
-from refresher_runner.schema import REQUIRED, Option, check_options, check_value
+from refresher_runner.schema import REQUIRED, Option, check_options, check_value, typed
 
 GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
 OPTIONS = {"trainer": TrainerOptions, "sweep": SweepOptions}
@@ -71,6 +71,24 @@ def check(config: Mapping[str, Any]) -> Settings:
         problem = "one_cycle has a rise of its own"
         raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")
     return Settings(model, data, optimizer, lr, trainer, run, sweep)
+
+
+def choose_later(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration of a run with those options of its model, as they are typed, that may be chosen when it is used, and the seed.
+
+    Raises UsageError for any other.
+    """
+    model = _component(config, "model").name
+    options = {name: option for name, option in MODELS.signature(model).options.items() if option.later}
+    changed = dict(config)
+    for name, text in chosen.items():
+        known = options.get(name) or (Option(int) if name == "seed" else None)
+        if known is None:
+            problem = f"is no option of predict; {model} takes {', '.join(f'--{option}' for option in (*options, 'seed'))}"
+            raise UsageError(problem, key=f"--{name}", value=text, cure=did_you_mean(name, [*options, "seed"]))
+        value = typed(text, known.annotation)
+        changed |= {"seed": value} if name not in options else {"model": {**changed["model"], name: value}}
+    return changed
 
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ checkpoint carries it. Free of torch until a picture is read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -329,6 +329,7 @@ class DataModule(ABC, Generic[S]):
 
     spec: S
     batch_size: int
+    reader: Callable[[Tensor, Tensor], Tensor] | None = None  # what pictures of such data show, by rule: a task's Reader
     learnt: ClassVar[bool] = False  # whether the spec is learnt from the data, and known only after `prepare`
 
     def adopt(self, spec: Spec) -> None:

@@ -58,12 +58,35 @@ class Judge(Protocol):
     def __call__(self, images: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
+class Reader(Protocol):
+    """What pictures show, by rule: pixels (B, C, H, W) in [0, 1] -> the value of each aspect that a CaptionSpec names, (B, A) int64, -1 for
+    one that is not there. What can be told in several ways is told as in `asked` (B, A), as far as it is true.
+    """
+
+    def __call__(self, pixels: Tensor, asked: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """A part of a task that begins with the weights of another run: the option that names the run, the run, the part, what the names of its
+    weights begin with there, and whether it reads words, which must then be the same.
+    """
+
+    key: str
+    run: str
+    part: nn.Module
+    prefix: str = ""
+    words: bool = False
+
+
 class Task(nn.Module, ABC):
     """A network and its objective. Only `step` must be written; the rest is what a paper can be seen and used by."""
 
     goal = Goal()
+    partial: ClassVar[bool] = False  # whether a step may leave some parameters without a gradient, as where phases follow one another
     draws: ClassVar[bool] = False  # whether it draws pictures that a judge can have an opinion of
     judge: Judge | None = None  # given by who runs such a task; it is no part of the task's state
+    reader: Reader | None = None  # likewise
 
     @abstractmethod
     def step(self, batch: Any) -> Output:
@@ -84,6 +107,10 @@ class Task(nn.Module, ABC):
     def predict(self, inputs: Sequence[str]) -> Iterable[Prediction]:
         """The `predict` verb: paths, words, prompts or ids. Raises UsageError or DataError, naming the input."""
         raise UsageError(f"{type(self).__name__} has nothing to predict from", cure="use `refresher test RUN` instead")
+
+    def borrowed(self) -> Sequence[Borrowed]:
+        """Parts that a new run takes from others."""
+        return ()
 
     def class_layers(self) -> Sequence[nn.Module]:
         """Those whose rows are the classes, said or told, if any: new under `init_from` where classes are others, AdamW's under Muon."""

@@ -28,7 +28,11 @@ HERE = {  # for sets that are downloaded
 }
 EMBEDDED = {"digits", "shapes", "captioned_shapes", "python_docs", "docstrings", "dates", "python_words"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
-DRAWN = {"vae": ["model.width=8", "model.judged=20"], "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"]}
+DRAWN = {
+    "vae": ["model.width=8", "model.judged=20"],
+    "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
+    "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
+}
 FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
 
 

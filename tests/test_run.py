@@ -48,7 +48,7 @@ def state(run: RunDir, name: str = "last") -> dict[str, Any]:
 FEW = [f"data.{split}_count=64" for split in ("train", "val", "test")]
 
 
-WITHOUT_CLASSES = {"word2vec": "likeness"}  # what is shown instead of a confusion matrix
+WITHOUT_CLASSES = {"word2vec": "likeness", "latent_diffusion": "read_colour"}  # what is shown instead of a confusion matrix
 
 
 def on_digits(model: str) -> list[str]:
@@ -65,6 +65,7 @@ def on_digits(model: str) -> list[str]:
     drawn = {
         "vae": ["data=digits", "model.width=8", "model.judged=20"],
         "ddpm": ["data=digits", "model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
+        "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
     }
     return [f"model={model}", *small.get(data["name"], ["data=digits"]), *drawn.get(model, [])]
 

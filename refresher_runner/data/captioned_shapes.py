@@ -23,6 +23,7 @@ from refresher_runner.vocabulary import SPECIAL, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.random import RandomState
+    from torch import Tensor
 
 SIZES = 24, 256  # pixels: in less a small cross is none, and more would not be seen
 MEAN, STD = (0.2, 0.2, 0.2), (0.2, 0.2, 0.2)
@@ -60,6 +61,7 @@ def build_captioned_shapes(
         eval_batch_size,
         pad=0,
         flip=False,  # left would be right
+        reader=_read,
     )
 
 
@@ -128,6 +130,12 @@ def chosen(single: Sequence[Scene], double: Sequence[Scene], count: int, share: 
     for index in range(count):
         before, after = int(index * share), int((index + 1) * share)
         yield single[before % len(single)] if after > before else double[(index - before) % len(double)]
+
+
+def _read(pixels: Tensor, asked: Tensor) -> Tensor:
+    from refresher_runner.data.reading import read  # imports torch
+
+    return read(pixels, asked)
 
 
 def label(scene: Scene) -> int:

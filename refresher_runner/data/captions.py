@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,7 @@ class CaptionSet(LearntSet[CaptionSpec]):
 
     pad: int
     flip: bool
+    reader: Callable[[Tensor, Tensor], Tensor] | None = None
     spec: CaptionSpec = field(init=False)
     splits: dict[str, Captioned] = field(default_factory=dict, init=False)
     tokens: dict[str, Tensor] = field(default_factory=dict, init=False)  # of the captions of each split

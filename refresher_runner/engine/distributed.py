@@ -99,7 +99,7 @@ def wrap(task: Task, strategy: str, world: World, device: torch.device) -> nn.Mo
     counts = [name for name, buffer in task.named_buffers() if not buffer.is_floating_point()]  # the same on every rank
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, counts)
     ids = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(task, device_ids=ids, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(task, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=task.partial)
 
 
 def whole(state: Any) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from refresher_runner.engine.distributed import shard_like
@@ -16,14 +17,16 @@ from refresher_runner.task import Task
 class EMA:
     """shadow <- decay * shadow + (1 - decay) * weights; the decay grows as (1 + t) / (10 + t) until it reaches `decay`.
 
-    Batch norm's running statistics are averaged too: those of the raw weights are of features that the averaged weights do not give.
+    Batch norm's running statistics are averaged too: those of the raw weights are of features that the averaged weights do not give. Other
+    buffers are what they are.
     """
 
     def __init__(self, task: Task, decay: float):
         self.decay = decay
         learnt = {name: p for name, p in task.named_parameters() if p.requires_grad}  # tied weights have one name here
-        kept = task.state_dict()
-        seen = {name: buffer for name, buffer in task.named_buffers() if name in kept and buffer.is_floating_point()}
+        kept, norms = task.state_dict(), [f"{name}." for name, module in task.named_modules() if isinstance(module, _NormBase)]
+        buffers = {name: buffer for name, buffer in task.named_buffers() if name in kept and buffer.is_floating_point()}
+        seen = {name: buffer for name, buffer in buffers.items() if name.startswith(tuple(norms))}
         self.values: dict[str, Tensor] = {**learnt, **seen}
         self.together = [list(names) for names in (learnt, seen) if names]  # fsdp shards the first, and torch mixes no shards with others
         self.shadow = {name: value.detach().clone() for name, value in self.values.items()}

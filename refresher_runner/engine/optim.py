@@ -180,7 +180,11 @@ def lr_factor(options: ScheduleOptions, step: int, total: float) -> float:
       cosine        a half cosine from 1 to final_lr (Loshchilov and Hutter, 2017, eq. 5)
       one_cycle     cosines: 1/25 up to 1 in the first 30 %, then down to final_lr (Smith and Topin, 2018)
       inverse_sqrt  sqrt(warmup_steps / step) (Vaswani et al., 2017, eq. 3, scaled to peak at 1)
+
+    At every step of `restarts` all of this begins anew, for the time until the next (Loshchilov and Hutter, 2017, section 3).
     """
+    begin, total = _stretch(options.restarts, step, total)
+    step, total = step - begin, total - begin
     warmup, end = options.warmup_steps, options.final_lr
     if step < warmup:
         return (step + 1) / warmup
@@ -194,6 +198,11 @@ def lr_factor(options: ScheduleOptions, step: int, total: float) -> float:
     if options.schedule == "cosine":
         return _cosine(1.0, end, done)
     return _cosine(1 / 25, 1.0, done / 0.3) if done < 0.3 else _cosine(1.0, end, (done - 0.3) / 0.7)
+
+
+def _stretch(restarts: Sequence[int], step: int, total: float) -> tuple[int, float]:
+    """Between which two restarts, beginning and end of the run among them, a step lies."""
+    return max(0, *(r for r in restarts if r <= step), 0), min(total, *(r for r in restarts if r > step), total)
 
 
 def _cosine(start: float, end: float, done: float) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from refresher_runner.schema import Decay, Duration, Fraction, NonNegative, Option, Positive, PositiveFloat, Time
+from refresher_runner.schema import REQUIRED, Decay, Duration, Fraction, NonNegative, Option, Positive, PositiveFloat, Time
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class ScheduleOptions:
     schedule: Literal["constant", "linear", "cosine", "one_cycle", "inverse_sqrt"]
     warmup_steps: NonNegative
     final_lr: Fraction
+    restarts: tuple[NonNegative, ...] = ()  # as runs from before there were any
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ Options = TypeVar("Options", TrainerOptions, ScheduleOptions, RunOptions, SweepO
 def schema_of(kind: type[Any]) -> dict[str, Option]:
     """The fields of an options class as a schema."""
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: Option(hints[field.name]) for field in fields(kind)}
+    return {field.name: Option(hints[field.name], REQUIRED if field.default is MISSING else field.default) for field in fields(kind)}
 
 
 # What makes no other configuration: where a run lies, what is seen of it, and how its machine serves it.

@@ -35,6 +35,7 @@ from refresher_runner.nn.attention import MultiHeadAttention, RotaryAttention, c
 from refresher_runner.nn.dropout import Dropout
 from refresher_runner.nn.ngrams import NGrams
 from refresher_runner.nn.tokens import cell, token_names
+from refresher_runner.nn.transformer import Layer, initialise
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Matrix, Prediction, Report, Text
 from refresher_runner.schema import Fraction, Positive, Share
@@ -74,25 +75,6 @@ def hide(tokens: Tensor, fraction: float, mask: int) -> Hidden:
     return Hidden(tokens.scatter(1, positions, shown), positions)
 
 
-class Layer(nn.Module):
-    """What the others know, then what follows from it; each is added, then normed, or normed first: (B, T, C) -> (B, T, C)"""
-
-    def __init__(self, dim: int, attention: MultiHeadAttention, dropout: float, norm: str):
-        super().__init__()
-        self.attention, self.norm_1 = attention, nn.LayerNorm(dim)
-        self.mlp, self.norm_2 = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)), nn.LayerNorm(dim)
-        self.dropout, self.pre = Dropout(dropout), norm == "pre"
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, maps: list[Tensor] | None = None) -> Tensor:
-        if maps is not None:
-            maps.append(self.attention.weights(self.norm_1(x) if self.pre else x, mask=mask))
-        if self.pre:
-            x = x + self.dropout(self.attention(self.norm_1(x), mask=mask))
-            return x + self.dropout(self.mlp(self.norm_2(x)))
-        x = self.norm_1(x + self.dropout(self.attention(x, mask=mask)))
-        return self.norm_2(x + self.dropout(self.mlp(x)))
-
-
 class Encoder(nn.Module):
     """tokens (B, T), T <= block_size -> vectors (B, T, C)"""
 
@@ -128,14 +110,6 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return F.linear(self.transform(x), embedding[:-1], self.bias)
-
-
-def initialise(module: nn.Module) -> None:
-    """As the authors' code does."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 # -------------------------------------------------------------------- pre-training

@@ -10,7 +10,7 @@ Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022. https://arxiv.org/a
     drawing:   x_T ~ N(0, I), then by one of the ways of nn/samplers.py to x_0                (nn/unet.py: the network)
 
 Differs: the network may be asked for x_0 or v instead of eps; variances are fixed, not learnt as by Nichol and Dhariwal; the t of a batch
-lie evenly, from one random start (Kingma et al., "Variational Diffusion Models", 2021. https://arxiv.org/abs/2107.00630).
+lie evenly, from one random start.
 
 Letters: B pictures, C channels, n = H = W pixels, K classes; x_0 in [-1, 1]; t = 0 .. T - 1; the rest as in nn/diffusion.py.
 """
@@ -18,7 +18,7 @@ Letters: B pictures, C channels, n = H = W pixels, K classes; x_0 in [-1, 1]; t 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from refresher_runner.errors import UsageError, did_you_mean
-from refresher_runner.nn import samplers
-from refresher_runner.nn.diffusion import Denoised, Process, Target
-from refresher_runner.nn.samplers import Denoiser, last
+from refresher_runner.nn.denoisers import denoiser, guided
+from refresher_runner.nn.diffusion import Process, Target
+from refresher_runner.nn.samplers import Denoiser, Sampling, last, log_likelihood
 from refresher_runner.nn.unet import UNet, check_geometry
 from refresher_runner.registry import MODELS
-from refresher_runner.report import Curve, Images, Loggable, Prediction, Report
-from refresher_runner.schema import Fraction, NonNegative, NonNegativeFloat, Positive
+from refresher_runner.report import Images, Loggable, Prediction, Report
+from refresher_runner.schema import Fraction, Later, NonNegative, NonNegativeFloat, Positive
 from refresher_runner.spec import ImageBatch, ImageSpec
 from refresher_runner.task import Metric, Output, Task
 
@@ -45,10 +45,7 @@ PROBES = 1  # of Hutchinson's trace
 class Drawing:
     """How pictures are drawn."""
 
-    sampler: Literal["ancestral", "ddim", "sde", "ode", "dpm"]
-    steps: int
-    eta: float
-    variance: Literal["beta", "posterior"]
+    sampling: Sampling
     guidance: float
     clip: bool
     samples: int
@@ -73,7 +70,7 @@ class DDPM(Task):
     def step(self, batch: ImageBatch) -> Output:
         """L_simple, eq. 14: || eps - eps_theta(x_t, t) ||^2 at random t, a mean over pixels; or the same of x_0 or v."""
         x0 = self.scaled(batch.images)
-        t, eps = self.moments(len(x0), x0.device), torch.randn_like(x0)
+        t, eps = self.process.moments(len(x0), x0.device), torch.randn_like(x0)
         said = self.network(self.process.q_sample(x0, t, eps), t, self.told(batch.labels)).float()
         errors = ((said - self.process.target(self.target, x0, eps, t)) ** 2).flatten(1).mean(1)
         return Output(errors.mean()) if self.training else Output(errors.mean(), preds=errors, targets=t)
@@ -81,11 +78,6 @@ class DDPM(Task):
     def scaled(self, images: Tensor) -> Tensor:
         """A batch's images as x_0 in [-1, 1]."""
         return 2 * self.spec.pixels(images) - 1
-
-    def moments(self, count: int, device: torch.device) -> Tensor:
-        """T (B,) int64, each uniform on 0 .. T - 1, evenly spread together."""
-        place = (torch.rand(1, device=device) + torch.arange(count, device=device) / count) % 1
-        return (place * self.process.num_timesteps).long().clamp(max=self.process.num_timesteps - 1)
 
     def told(self, labels: Tensor) -> Tensor | None:
         """The classes that the network is told; in training some are withheld, so that it learns both (Ho and Salimans, Algorithm 1)."""
@@ -97,40 +89,17 @@ class DDPM(Task):
     # ---------------------------------------------------------------- drawing
 
     def denoiser(self, labels: Tensor | None, guidance: float, clip: bool) -> Denoiser:
-        """What the network sees in x_t, drawn towards the classes labels (B,): what it says without a class + guidance x the difference.
-
-        guidance is 1 + w of Ho and Salimans, eq. 6: 0 asks for no class, 1 for the class as learnt, more for what is typical of it.
-        """
-
-        def said(x: Tensor, t: Tensor) -> Tensor:
-            if not self.conditional or labels is None or guidance == 0:
-                return self.network(x, t)
-            if guidance == 1:
-                return self.network(x, t, labels)
-            nothing = torch.full_like(labels, self.spec.num_classes)
-            both = self.network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, nothing]))
-            told, untold = both.float().chunk(2)
-            return untold + guidance * (told - untold)
-
-        def denoise(x: Tensor, t: Tensor) -> Denoised:
-            found = self.process.denoised(self.target, said(x, t).float(), x, t)
-            return self.process.clipped(found, x, t) if clip else found
-
-        return denoise
+        """What the network sees in x_t, drawn towards the classes labels (B,), the more the larger guidance; see nn/denoisers.py."""
+        told = untold = ()
+        if self.conditional and labels is not None:
+            told, untold = (labels,), (torch.full_like(labels, self.spec.num_classes),)
+        return denoiser(self.process, self.target, guided(self.network, told, untold, guidance if told else 1.0), clip=clip)
 
     def path(self, labels: Tensor | None, count: int) -> Iterator[Tensor]:
         """Pictures (count, C, n, n) on their way from noise, x_t after every step, x_0 last."""
         how, n = self.drawing, self.spec.size
         x = torch.randn(count, self.spec.channels, n, n, device=self.process.beta.device)
-        denoise = self.denoiser(labels, how.guidance, how.clip)
-        ways: dict[str, Callable[[], Iterator[Tensor]]] = {
-            "ancestral": lambda: samplers.ancestral(self.process, denoise, x, how.variance),
-            "ddim": lambda: samplers.ddim(self.process, denoise, x, how.steps, how.eta),
-            "sde": lambda: samplers.reverse_sde(self.process, denoise, x, how.steps),
-            "ode": lambda: samplers.probability_flow(self.process, denoise, x, how.steps),
-            "dpm": lambda: samplers.dpm_solver(self.process, denoise, x, how.steps),
-        }
-        return ways[how.sampler]()
+        return how.sampling.walk(self.process, self.denoiser(labels, how.guidance, how.clip), x)
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, count: int) -> Tensor:
@@ -144,7 +113,7 @@ class DDPM(Task):
         """
         levels = (self.spec.pixels(images) * 255).round()
         x = (levels + torch.rand_like(levels)) / 128 - 1
-        log_p = samplers.log_likelihood(self.process, self.denoiser(labels, 1.0, clip=False), x, steps, PROBES)
+        log_p = log_likelihood(self.process, self.denoiser(labels, 1.0, clip=False), x, steps, PROBES)
         return 7 - log_p / (x[0].numel() * math.log(2))  # a level is 2^-7 wide
 
     # ---------------------------------------------------------------- looking
@@ -163,11 +132,11 @@ class DDPM(Task):
         asked = torch.arange(self.drawing.samples, device=device) % len(classes) if self.conditional else None
         captions = tuple(classes[label] for label in asked.tolist()) if asked is not None else ()
         report: dict[str, Loggable] = {"samples": Images(self.sample(asked, self.drawing.samples), captions)}
-        report |= {"path": self._shown_path(asked[:1] if asked is not None else None), "schedule": self._schedule()}
+        report |= {"path": self._shown_path(asked[:1] if asked is not None else None), "schedule": self.process.schedule()}
         if self.drawing.likelihoods:
             few = self.drawing.likelihoods
             labels = batch.labels[:few] if self.conditional else None
-            report["bits_per_dim"] = self.bits_per_dim(batch.images[:few], labels, self.drawing.steps).mean().item()
+            report["bits_per_dim"] = self.bits_per_dim(batch.images[:few], labels, self.drawing.sampling.steps).mean().item()
         if self.judge is not None and self.drawing.judged:
             from refresher_runner.metrics.generation import judged
 
@@ -199,12 +168,6 @@ class DDPM(Task):
         shown = torch.linspace(0, len(steps) - 1, min(SHOWN, len(steps))).round().long()
         return Images((steps[shown].clamp(-1, 1) + 1) / 2, tuple(f"step {i + 1}" for i in shown.tolist()))
 
-    def _schedule(self) -> Curve:
-        """What is left of data and what there is of noise, at every t."""
-        t = torch.arange(self.process.num_timesteps, device=self.process.beta.device)
-        alpha, sigma = self.process.rates(t, 1)
-        return Curve(t, {"alpha, of x_0": alpha, "sigma, of noise": sigma, "beta, added by a step": self.process.beta}, "t", "")
-
 
 @MODELS.register("ddpm")
 def build_ddpm(
@@ -221,13 +184,13 @@ def build_ddpm(
     target: Literal["eps", "x0", "v"],
     conditional: bool,
     label_dropout: Fraction,
-    sampler: Literal["ancestral", "ddim", "sde", "ode", "dpm"],
-    steps: Positive,
-    eta: Fraction,
-    variance: Literal["beta", "posterior"],
-    guidance: NonNegativeFloat,
-    clip: bool,
-    samples: Positive,
+    sampler: Later[Literal["ancestral", "ddim", "sde", "ode", "dpm"]],
+    steps: Later[Positive],
+    eta: Later[Fraction],
+    variance: Later[Literal["beta", "posterior"]],
+    guidance: Later[NonNegativeFloat],
+    clip: Later[bool],
+    samples: Later[Positive],
     judged: NonNegative,
     likelihoods: NonNegative,
 ) -> DDPM:
@@ -246,5 +209,5 @@ def build_ddpm(
         dropout=dropout,
         num_classes=spec.num_classes if conditional else None,
     )
-    drawing = Drawing(sampler, steps, eta, variance, guidance, clip, samples, judged, likelihoods)
+    drawing = Drawing(Sampling(sampler, steps, eta, variance), guidance, clip, samples, judged, likelihoods)
     return DDPM(spec, network, Process(schedule, num_timesteps), target=target, label_dropout=label_dropout, drawing=drawing)

@@ -4,7 +4,7 @@ Kingma and Welling, "Auto-Encoding Variational Bayes", 2014. https://arxiv.org/a
 Higgins et al., "beta-VAE", 2017: the weight of the KL. https://openreview.net/forum?id=Sy2fzU9gl
 Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016: the tighter bound. https://arxiv.org/abs/1509.00519
 
-    x -> encoder -> mu, logvar of q(z | x) -> z = mu + sigma eps -> decoder -> p(x | z)
+    x -> encoder -> mu, logvar of q(z | x) -> z = mu + sigma eps -> decoder -> p(x | z)          (nn/autoencoder.py)
     ELBO = E_q log p(x | z) - beta KL(q(z | x) || N(0, I)), in nats of a whole picture
 
 Differs: encoder and decoder are convolutions with residual blocks, theirs one hidden layer each; the deviation of a Gaussian p(x | z) is
@@ -24,79 +24,21 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from refresher_runner.errors import ConfigError, UsageError
+from refresher_runner.nn.autoencoder import Autoencoder, Likelihood, between, draw, kl_to_prior, log_normal
 from refresher_runner.nn.pictures import picture_files, side_by_side
-from refresher_runner.nn.unet import GROUPS, check_levels
+from refresher_runner.nn.unet import check_levels
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Embedding, Images, Loggable, Prediction, Report
-from refresher_runner.schema import NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from refresher_runner.schema import Later, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from refresher_runner.spec import ImageBatch, ImageSpec
 from refresher_runner.task import Metric, Output, Task
 
 WALKED = 8  # latents that a traversal walks along: those that the encoder says most by
 REACH = 3.0  # how far, in standard deviations of the prior
 ACTIVE = 0.01  # variance over pictures of a latent's mean above which it is in use (Burda et al., section 5.2)
-
-
-class Residual(nn.Module):
-    """x + what two convolutions make of it: (B, C, n, n) -> (B, C, n, n)"""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(GROUPS, channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(GROUPS, channels), nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(y)))
-
-
-class Encoder(nn.Module):
-    """x (B, C, n, n) -> mu and logvar of q(z | x), each (B, D)"""
-
-    def __init__(self, spec: ImageSpec, widths: Sequence[int], sizes: Sequence[int], depth: int, latents: int):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(spec.channels, widths[0], 3, padding=1)]
-        for before, after in pairwise(widths):
-            layers += [Residual(before) for _ in range(depth)]
-            layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
-        layers += [*(Residual(widths[-1]) for _ in range(depth)), nn.GroupNorm(GROUPS, widths[-1]), nn.SiLU(), nn.Flatten()]
-        self.body, self.head = nn.Sequential(*layers), nn.Linear(widths[-1] * sizes[-1] ** 2, 2 * latents)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = self.head(self.body(x)).float().chunk(2, -1)
-        return mu, logvar
-
-
-class Decoder(nn.Module):
-    """z (B, D) -> (B, C, n, n), means of a Gaussian p(x | z), or logits of a Bernoulli's"""
-
-    def __init__(self, spec: ImageSpec, widths: Sequence[int], sizes: Sequence[int], depth: int, latents: int):
-        super().__init__()
-        self.smallest = (widths[-1], sizes[-1], sizes[-1])
-        self.stem = nn.Linear(latents, math.prod(self.smallest))
-        layers: list[nn.Module] = [Residual(widths[-1]) for _ in range(depth)]
-        for (before, after), size in zip(pairwise(reversed(widths)), reversed(sizes[:-1]), strict=True):
-            layers += [nn.Upsample(size=(size, size)), nn.Conv2d(before, after, 3, padding=1), *(Residual(after) for _ in range(depth))]
-        layers += [nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], spec.channels, 3, padding=1)]
-        self.body = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.body(self.stem(z).unflatten(1, self.smallest)).float()
-
-
-def kl_to_prior(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) of every latent, appendix B of Kingma and Welling: (B, D) nats"""
-    return (mu**2 + logvar.exp() - 1 - logvar) / 2
-
-
-def log_normal(x: Tensor, mu: Tensor | float, logvar: Tensor | float) -> Tensor:
-    """Log N(x; mu, exp(logvar)), summed over all but the first dimension: (B,) nats"""
-    logvar = torch.as_tensor(logvar, device=x.device)
-    return -((x - mu) ** 2 / logvar.exp() + logvar + math.log(2 * math.pi)).expand_as(x).flatten(1).sum(1) / 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +53,7 @@ class Showing:
     judged: int
 
 
-class VAE(Task):
+class VAE(Autoencoder, Task):
     """Descend - ELBO, eq. 10: the price of telling z, and of what z leaves untold of x."""
 
     draws = True
@@ -119,21 +61,22 @@ class VAE(Task):
     def __init__(
         self,
         spec: ImageSpec,
-        encoder: Encoder,
-        decoder: Decoder,
         *,
+        width: int,
+        multipliers: Sequence[int],
+        depth: int,
         latents: int,
-        likelihood: Literal["bernoulli", "gaussian"],
+        maps: bool,
+        likelihood: Likelihood,
         beta: float,
         noise: float,
         importance_samples: int,
         showing: Showing,
     ):
-        super().__init__()
-        self.spec, self.encoder, self.decoder, self.latents = spec, encoder, decoder, latents
-        self.likelihood, self.beta, self.noise = likelihood, beta, noise
+        of_network = {"width": width, "multipliers": multipliers, "depth": depth, "latents": latents, "maps": maps}
+        super().__init__(spec.channels, spec.size, **of_network, likelihood=likelihood)
+        self.spec, self.beta, self.noise = spec, beta, noise
         self.importance_samples, self.showing = importance_samples, showing
-        self.log_sigma = nn.Parameter(torch.full((1,), -1.0)) if likelihood == "gaussian" else None
 
     # ---------------------------------------------------------------- learning
 
@@ -153,25 +96,6 @@ class VAE(Task):
         """What the encoder is shown of x."""
         return x + self.noise * torch.randn_like(x) if self.noise else x
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mu and logvar of q(z | x), each (B, D)"""
-        return self.encoder(2 * x - 1)
-
-    def reparameterise(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """Z = mu + sigma eps with eps ~ N(0, I), section 2.4: a draw through which gradients pass"""
-        return mu + (logvar / 2).exp() * torch.randn_like(mu)
-
-    def log_p(self, x: Tensor, said: Tensor) -> Tensor:
-        """Log p(x | z) in nats, (B,). Of pixels between 0 and 1 Bernoulli's is the expectation over pixels so rounded by chance."""
-        if self.log_sigma is None:
-            return -F.binary_cross_entropy_with_logits(said, x, reduction="none").flatten(1).sum(1)
-        return log_normal(x, said, 2 * self.log_sigma.float())
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z), pixels (B, C, n, n) in [0, 1]"""
-        said = self.decoder(z)
-        return said.sigmoid() if self.log_sigma is None else said.clamp(0, 1)
-
     @torch.no_grad()
     def importance_bound(self, x: Tensor, k: int) -> Tensor:
         """L_k = E log 1/k sum_i p(x, z_i) / q(z_i | x), Burda et al., section 3: (B,) nats, below log p(x), the nearer the larger k."""
@@ -186,18 +110,13 @@ class VAE(Task):
 
     @torch.no_grad()
     def sample(self, count: int, truncation: float | None = None) -> Tensor:
-        """Pictures (count, C, n, n) of z ~ N(0, I); truncated, no latent is farther than that from 0 (Brock et al., 2019, section 3.1)."""
-        z = torch.randn(count, self.latents, device=next(self.parameters()).device)
-        if truncation is not None:
-            low = (1 - math.erf(truncation / math.sqrt(2))) / 2  # what lies below
-            z = torch.special.ndtri(low + (1 - 2 * low) * torch.rand_like(z)).clamp(-truncation, truncation)
-        return self.decode(z)
+        """Pictures (count, C, n, n) of z ~ N(0, I), truncated or not."""
+        return self.decode(draw(count, self.latents, next(self.parameters()).device, truncation))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """From one mean (D,) to another by a line: pictures (frames, C, n, n)"""
-        way = torch.linspace(0, 1, frames, device=a.device)[:, None]
-        return self.decode(torch.lerp(a, b, way))
+        return self.decode(between(a, b, frames))
 
     @torch.no_grad()
     def modulate(self, z: Tensor, m: Tensor) -> Tensor:
@@ -296,14 +215,15 @@ def build_vae(
     multipliers: tuple[Positive, ...],
     depth: NonNegative,
     latents: Positive,
+    maps: bool = False,  # as runs from before it was asked for
     likelihood: Literal["bernoulli", "gaussian"],
     beta: NonNegativeFloat,
     noise: NonNegativeFloat,
     importance_samples: NonNegative,
-    operation: Literal["reconstruct", "interpolate", "modulate", "traverse"],
-    frames: Positive,
-    modulation: tuple[float, ...],
-    truncation: PositiveFloat,
+    operation: Later[Literal["reconstruct", "interpolate", "modulate", "traverse"]],
+    frames: Later[Positive],
+    modulation: Later[tuple[float, ...]],
+    truncation: Later[PositiveFloat],
     samples: Positive,
     judged: NonNegative,
 ) -> VAE:
@@ -312,22 +232,20 @@ def build_vae(
     Raises ConfigError where channels cannot be divided, or `modulation` is neither one number nor one for each latent.
     """
     check_levels(width, multipliers)
-    if len(modulation) not in (1, latents):
-        problem = f"holds {len(modulation)} numbers for {latents} latents"
-        raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")
-    sizes = [spec.size]
-    for _ in multipliers[1:]:
-        sizes.append((sizes[-1] + 1) // 2)
-    widths = [width * m for m in multipliers]
-    showing = Showing(operation, frames, modulation, truncation, samples, judged)
-    return VAE(
+    task = VAE(
         spec,
-        Encoder(spec, widths, sizes, depth, latents),
-        Decoder(spec, widths, sizes, depth, latents),
+        width=width,
+        multipliers=multipliers,
+        depth=depth,
         latents=latents,
+        maps=maps,
         likelihood=likelihood,
         beta=beta,
         noise=noise,
         importance_samples=importance_samples,
-        showing=showing,
+        showing=Showing(operation, frames, modulation, truncation, samples, judged),
     )
+    if len(modulation) not in (1, task.latents):
+        problem = f"holds {len(modulation)} numbers for {task.latents} latents"
+        raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")
+    return task

@@ -198,11 +198,11 @@ class MultiHeadAttention(nn.Module):
         return bool(self.path)
 
 
-def check_heads(dim: int, heads: int, *, rotary: bool = False) -> None:
+def check_heads(dim: int, heads: int, *, rotary: bool = False, key: str = "model.heads") -> None:
     """Raises ConfigError, naming the key of a model, where `dim` cannot be shared among the heads, or not be turned in pairs."""
     if dim % heads:
         problem = f"model.dim={dim} cannot be shared evenly among them"
-        raise ConfigError(problem, key="model.heads", value=heads, cure="a divisor of model.dim")
+        raise ConfigError(problem, key=key, value=heads, cure="a divisor of model.dim")
     if rotary and dim // heads % 2:
         problem, cure = f"turns pairs of numbers, and a head has {dim // heads}", "learned, or an even model.dim / model.heads"
         raise ConfigError(problem, key="model.positions", value="rotary", cure=cure)

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from refresher_runner.report import Curve
+
 Schedule = Literal["linear", "cosine"]
 Target = Literal["eps", "x0", "v"]
 
@@ -69,6 +71,13 @@ class Process(nn.Module):
         log_alpha_bar = self.log_alpha_bar_at(t).view(-1, *[1] * (ndim - 1))
         return (log_alpha_bar / 2).exp(), torch.expm1(log_alpha_bar).abs().sqrt()
 
+    def moments(self, count: int, device: torch.device) -> Tensor:
+        """T (B,) int64, each uniform on 0 .. T - 1, evenly spread together, from one random start (Kingma et al., "Variational Diffusion
+        Models", 2021. https://arxiv.org/abs/2107.00630).
+        """
+        place = (torch.rand(1, device=device) + torch.arange(count, device=device) / count) % 1
+        return (place * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) = N(alpha x_0, sigma^2 I), DDPM eq. 4, as the draw eps has it."""
         alpha, sigma = self.rates(t, x0.ndim)
@@ -97,6 +106,12 @@ class Process(nn.Module):
         if kind == "eps":
             return Denoised((x - sigma * said) / alpha, said)
         return Denoised(said, (x - alpha * said) / sigma)
+
+    def schedule(self) -> Curve:
+        """What is left of data and what there is of noise, at every t."""
+        t = torch.arange(self.num_timesteps, device=self.beta.device)
+        alpha, sigma = self.rates(t, 1)
+        return Curve(t, {"alpha, of x_0": alpha, "sigma, of noise": sigma, "beta, added by a step": self.beta}, "t", "")
 
     def clipped(self, found: Denoised, x: Tensor, t: Tensor) -> Denoised:
         """x0 brought into [-1, 1], where pixels are, with the eps that goes with it."""

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 READABLE = 320  # pixels of a picture's longer side: on smaller ones a name would hide what it names
 
 
+def is_picture(text: str) -> bool:
+    """Whether it names a picture, by its suffix, or a folder, which is there."""
+    return Path(text).suffix.lower() in SUFFIXES or Path(text).is_dir()
+
+
 def picture_files(inputs: Sequence[str]) -> list[Path]:
     """Files as they are given, folders as the pictures in and under them, sorted. Raises DataError."""
     files: list[Path] = []

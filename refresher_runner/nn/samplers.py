@@ -6,6 +6,7 @@ Song et al., "Score-Based Generative Modeling through Stochastic Differential Eq
 Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022. https://arxiv.org/abs/2211.01095
 
 They know nothing of networks: a denoiser takes x (B, ...) and t (B,) to x0 and eps, and the score of what is at t is - eps / sigma.
+They begin at t = T - 1, where all is noise, or at another time `begin` < T - 1, where x then stands.
 Letters as in nn/diffusion.py.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
 
@@ -23,7 +25,31 @@ from refresher_runner.nn.diffusion import Denoised, Process
 
 Denoiser = Callable[[Tensor, Tensor], Denoised]
 Variance = Literal["beta", "posterior"]
+Sampler = Literal["ancestral", "ddim", "sde", "ode", "dpm"]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which of the ways below, in how many steps; eta is of ddim alone, and of ancestral, which takes all T, the variance."""
+
+    sampler: Sampler
+    steps: int
+    eta: float
+    variance: Variance
+
+    def walk(self, process: Process, denoise: Denoiser, x: Tensor, begin: float | None = None) -> Iterator[Tensor]:
+        """From x (B, ...), which stands at `begin`, to data; of the whole way's steps as many as are left of it, at least one."""
+        left = 1.0 if begin is None else (begin + 1) / process.num_timesteps
+        steps = max(1, round(left * self.steps))
+        ways: dict[Sampler, Callable[[], Iterator[Tensor]]] = {
+            "ancestral": lambda: ancestral(process, denoise, x, self.variance, begin=begin),
+            "ddim": lambda: ddim(process, denoise, x, steps, self.eta, begin=begin),
+            "sde": lambda: reverse_sde(process, denoise, x, steps, begin=begin),
+            "ode": lambda: probability_flow(process, denoise, x, steps, begin=begin),
+            "dpm": lambda: dpm_solver(process, denoise, x, steps, begin=begin),
+        }
+        return ways[self.sampler]()
 
 
 def last(values: Iterator[T]) -> T:
@@ -37,22 +63,28 @@ def _at(t: float, x: Tensor) -> Tensor:
     return torch.full((len(x),), t, device=x.device, dtype=torch.float32)
 
 
-def times(num_timesteps: int, steps: int) -> list[float]:
-    """Steps + 1 times from T - 1 to -1, evenly."""
-    return torch.linspace(num_timesteps - 1, -1, steps + 1, dtype=torch.float64).tolist()
+def _begin(num_timesteps: int, begin: float | None) -> float:
+    return num_timesteps - 1 if begin is None else begin
 
 
-def whole_times(num_timesteps: int, steps: int) -> list[int]:
+def times(num_timesteps: int, steps: int, begin: float | None = None) -> list[float]:
+    """Steps + 1 times from `begin` to -1, evenly."""
+    return torch.linspace(_begin(num_timesteps, begin), -1, steps + 1, dtype=torch.float64).tolist()
+
+
+def whole_times(num_timesteps: int, steps: int, begin: float | None = None) -> list[int]:
     """The same, rounded, each once: at most T + 1 of them."""
-    return sorted({round(t) for t in times(num_timesteps, steps)}, reverse=True)
+    return sorted({round(t) for t in times(num_timesteps, steps, begin)}, reverse=True)
 
 
-def ancestral(process: Process, denoise: Denoiser, x: Tensor, variance: Variance = "beta") -> Iterator[Tensor]:
+def ancestral(
+    process: Process, denoise: Denoiser, x: Tensor, variance: Variance = "beta", *, begin: float | None = None
+) -> Iterator[Tensor]:
     """Algorithm 2 of DDPM: x_{t-1} from q(x_{t-1} | x_t, x_0) at the x_0 that is thought to be in x_t (eq. 7), T steps.
 
     Of the two variances of section 3.2, `beta` suits noise for data, `posterior`, beta-tilde of eq. 7, a single picture.
     """
-    for t in reversed(range(process.num_timesteps)):
+    for t in reversed(range(round(_begin(process.num_timesteps, begin)) + 1)):
         when = torch.full((len(x),), t, device=x.device)
         x0, _ = denoise(x, when.float())
         mean, posterior = process.posterior(x0, x, when)
@@ -67,9 +99,9 @@ def ddim_sigma(process: Process, t: int, before: int, eta: float) -> float:
     return eta * math.sqrt((1 - alpha_bar_before) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_before))
 
 
-def ddim(process: Process, denoise: Denoiser, x: Tensor, steps: int, eta: float = 0.0) -> Iterator[Tensor]:
+def ddim(process: Process, denoise: Denoiser, x: Tensor, steps: int, eta: float = 0.0, *, begin: float | None = None) -> Iterator[Tensor]:
     """DDIM, eq. 12, over so many of the T steps. eta in [0, 1]: 0 adds no noise, 1 as much as DDPM."""
-    for t, before in pairwise(whole_times(process.num_timesteps, steps)):
+    for t, before in pairwise(whole_times(process.num_timesteps, steps, begin)):
         x0, eps = denoise(x, _at(t, x))
         alpha, sigma = process.rates(_at(before, x), x.ndim)
         noise = ddim_sigma(process, t, before, eta)
@@ -79,12 +111,12 @@ def ddim(process: Process, denoise: Denoiser, x: Tensor, steps: int, eta: float 
         yield x
 
 
-def reverse_sde(process: Process, denoise: Denoiser, x: Tensor, steps: int) -> Iterator[Tensor]:
+def reverse_sde(process: Process, denoise: Denoiser, x: Tensor, steps: int, *, begin: float | None = None) -> Iterator[Tensor]:
     """Euler and Maruyama's steps along the reverse-time SDE (Song et al., eq. 6) of the variance-preserving one (their eq. 11).
 
-    From T - 1 to 0, so many steps; there data are read off, since at t = -1 the score has no meaning.
+    To t = 0, so many steps; there data are read off, since at t = -1 the score has no meaning.
     """
-    grid = torch.linspace(process.num_timesteps - 1, 0, steps + 1).tolist()
+    grid = torch.linspace(_begin(process.num_timesteps, begin), 0, steps + 1).tolist()
     for t, before in pairwise(grid):
         _, sigma = process.rates(_at(t, x), x.ndim)
         score = -denoise(x, _at(t, x)).eps / sigma
@@ -94,9 +126,9 @@ def reverse_sde(process: Process, denoise: Denoiser, x: Tensor, steps: int) -> I
     yield denoise(x, _at(0, x)).x0
 
 
-def flow_times(num_timesteps: int, steps: int) -> list[float]:
-    """Steps + 1 times from T - 1 to 0, denser towards data, where sigma changes by factors."""
-    return ((num_timesteps - 1) * torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2).tolist()
+def flow_times(num_timesteps: int, steps: int, begin: float | None = None) -> list[float]:
+    """Steps + 1 times from `begin` to 0, denser towards data, where sigma changes by factors."""
+    return (_begin(num_timesteps, begin) * torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** 2).tolist()
 
 
 def velocity(process: Process, denoise: Denoiser, x: Tensor, t: float) -> Tensor:
@@ -114,9 +146,9 @@ def angle(process: Process, t: float) -> float:
     return math.atan2(sigma.item(), alpha.item())
 
 
-def probability_flow(process: Process, denoise: Denoiser, x: Tensor, steps: int) -> Iterator[Tensor]:
+def probability_flow(process: Process, denoise: Denoiser, x: Tensor, steps: int, *, begin: float | None = None) -> Iterator[Tensor]:
     """The ODE that has the same marginals as the SDE (Song et al., eq. 13), by Heun's steps, two looks each. No noise is added."""
-    for t, before in pairwise(flow_times(process.num_timesteps, steps)):
+    for t, before in pairwise(flow_times(process.num_timesteps, steps, begin)):
         step, slope = angle(process, before) - angle(process, t), velocity(process, denoise, x, t)
         slope_before = velocity(process, denoise, x + step * slope, before)
         x = x + step * (slope + slope_before) / 2
@@ -124,13 +156,13 @@ def probability_flow(process: Process, denoise: Denoiser, x: Tensor, steps: int)
     yield denoise(x, _at(0, x)).x0
 
 
-def dpm_solver(process: Process, denoise: Denoiser, x: Tensor, steps: int) -> Iterator[Tensor]:
+def dpm_solver(process: Process, denoise: Denoiser, x: Tensor, steps: int, *, begin: float | None = None) -> Iterator[Tensor]:
     """DPM-Solver++(2M), Algorithm 2 of Lu et al. 2022: x0 as a line in lambda = log(alpha / sigma) through the last two looks.
 
     The first step has one look, and the last, to sigma = 0, takes x0 as it is.
     """
     x0_before, h_before = None, 0.0
-    for t, before in pairwise(times(process.num_timesteps, steps)):
+    for t, before in pairwise(times(process.num_timesteps, steps, begin)):
         (alpha, sigma), (alpha_before, sigma_before) = process.rates(_at(t, x), x.ndim), process.rates(_at(before, x), x.ndim)
         x0 = denoise(x, _at(t, x)).x0
         h = (alpha_before / sigma_before).log() - (alpha / sigma).log()

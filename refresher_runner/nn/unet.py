@@ -73,11 +73,11 @@ class Look(nn.Module):
             self.norm_context, self.context = nn.LayerNorm(channels), MultiHeadAttention(channels, heads)
             faint(self.context.c_proj)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         tokens = x.flatten(2).mT  # (B, n n, C)
         tokens = tokens + self.itself(self.norm(x).flatten(2).mT)
         if context is not None:
-            tokens = tokens + self.context(self.norm_context(tokens), self.widen(context))
+            tokens = tokens + self.context(self.norm_context(tokens), self.widen(context), mask=mask)
         return tokens.mT.unflatten(2, x.shape[2:])
 
 
@@ -89,9 +89,9 @@ class Layer(nn.Module):
         self.block = ResBlock(before, after, e, dropout)
         self.look = Look(after, heads, context_dim) if attention else None
 
-    def forward(self, x: Tensor, e: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x = self.block(x, e)
-        return x if self.look is None else self.look(x, context)
+        return x if self.look is None else self.look(x, context, mask)
 
 
 class Half(nn.Module):
@@ -120,7 +120,8 @@ class UNet(nn.Module):
     """x (B, C, n, n), t (B,), labels (B,) and context (B, S, D), where it was made for them -> (B, channels, n, n)
 
     `width` times each of `multipliers` are the channels of the levels, of `depth` blocks each. `attention` names levels by how many times
-    smaller their maps are than the picture. Label `num_classes` says that none is known.
+    smaller their maps are than the picture. Label `num_classes` says that none is known. `present` (B, S) is False where a context has no
+    token.
     """
 
     def __init__(
@@ -167,30 +168,32 @@ class UNet(nn.Module):
         self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
         self.norm, self.head = nn.GroupNorm(GROUPS, now), faint(nn.Conv2d(now, channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, context: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
         e = self.time(sinusoid(t, self.width))
         if self.label is not None:
             none = self.label.num_embeddings - 1
             e = e + self.label(labels if labels is not None else torch.full((len(x),), none, device=x.device))
-        e = F.silu(e)
+        e, mask = F.silu(e), None if present is None else present[:, None, None]
         x = self.stem(x)
         left = [x]
         for layer in self.down:
-            x = layer(x, e, context)
+            x = layer(x, e, context, mask)
             left.append(x)
         for layer in self.middle:
-            x = layer(x, e, context)
+            x = layer(x, e, context, mask)
         for layer in self.up:
-            x = layer(x, e, context) if isinstance(layer, Double) else layer(torch.cat([x, left.pop()], 1), e, context)
+            x = layer(x if isinstance(layer, Double) else torch.cat([x, left.pop()], 1), e, context, mask)
         return self.head(F.silu(self.norm(x)))
 
 
-def check_levels(width: int, multipliers: Sequence[int]) -> None:
+def check_levels(width: int, multipliers: Sequence[int], prefix: str = "model.") -> None:
     """Raises ConfigError, naming the key of a model, where there is no level, or its channels are not to be grouped."""
     if width % GROUPS:
-        raise ConfigError("is not a multiple of the groups of a norm", key="model.width", value=width, cure=f"a multiple of {GROUPS}")
+        raise ConfigError("is not a multiple of the groups of a norm", key=f"{prefix}width", value=width, cure=f"a multiple of {GROUPS}")
     if not multipliers:
-        raise ConfigError("needs at least one level", key="model.multipliers", value=[], cure="model.multipliers=[1,2]")
+        raise ConfigError("needs at least one level", key=f"{prefix}multipliers", value=[], cure=f"{prefix}multipliers=[1,2]")
 
 
 def check_geometry(size: int, width: int, multipliers: Sequence[int], attention: Sequence[int], heads: int) -> None:

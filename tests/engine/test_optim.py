@@ -155,6 +155,16 @@ def test_constant_is_constant() -> None:
     assert ours(10, schedule="constant", warmup_steps=0) == [1.0] * 10
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine", "one_cycle"])
+def test_a_schedule_begins_anew_at_its_restarts(kind):
+    warmup = 0 if kind == "one_cycle" else 3
+    both = schedule(schedule=kind, warmup_steps=warmup, final_lr=0.1, restarts=(20, 50))
+    alone = schedule(schedule=kind, warmup_steps=warmup, final_lr=0.1)
+    expected = [lr_factor(alone, step, length) for length in (20, 30, 10) for step in range(length)]
+    assert [lr_factor(both, step, 60) for step in range(60)] == expected
+    assert [lr_factor(both, step, 15) for step in range(15)] == [lr_factor(alone, step, 15) for step in range(15)]  # over before the first
+
+
 def _row_sgd(grad: torch.Tensor, **options: Any) -> torch.Tensor:
     param = nn.Parameter(torch.arange(12.0).view(4, 3))
     param.grad = grad.clone()

@@ -143,6 +143,24 @@ def test_the_average_is_the_closed_form(tmp_path: Path) -> None:
     assert torch.allclose(shadow, expected, atol=1e-6)
 
 
+def test_a_buffer_that_is_no_statistic_is_not_averaged(tmp_path: Path) -> None:
+    """What was measured once, say, is not a mean of itself and of what was there before."""
+
+    def measuring() -> Toy:
+        toy = Toy(dropout=0.0, batch_norm=True)
+        toy.register_buffer("scale", torch.ones(()))
+        return toy
+
+    made = trainer(tmp_path, ema_decay=0.5, duration="3 steps", make=measuring)
+    made.task.scale.fill_(5.0)  # type: ignore[operator,union-attr]
+    made.fit()
+    assert made.ema is not None
+    assert "scale" not in made.ema.shadow
+    assert "net.1.running_mean" in made.ema.shadow
+    with made.ema.applied():
+        assert made.task.scale == 5.0
+
+
 def test_what_batch_norm_has_seen_is_averaged_with_the_weights(tmp_path: Path) -> None:
     made = trainer(tmp_path, ema_decay=0.5, duration="6 steps", make=lambda: Toy(dropout=0.0, batch_norm=True))
     assert made.ema is not None

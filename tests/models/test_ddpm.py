@@ -62,15 +62,6 @@ def test_loss_of_who_says_nothing_is_the_size_of_the_target(target):
     torch.testing.assert_close(task.step(data).loss, expected, rtol=0.02, atol=0)
 
 
-def test_moments_are_uniform_and_evenly_spread():
-    task = ddpm(num_timesteps=100)
-    together = torch.stack([task.moments(10, torch.device("cpu")) for _ in range(4000)])
-    assert ((together // 10).sort(1).values == torch.arange(10)).all()  # one in each tenth
-    counts = together.flatten().bincount(minlength=100)
-    assert len(counts) == 100
-    assert (counts.double() / 400 - 1).abs().max() < 0.25
-
-
 def test_classes_are_withheld_in_training_alone():
     task, labels = ddpm(label_dropout=0.25), torch.randint(10, (10_000,))
     told = task.told(labels)

@@ -20,6 +20,15 @@ def test_linear_is_the_papers():
     torch.testing.assert_close(beta.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=torch.float64))
 
 
+def test_moments_are_uniform_and_evenly_spread():
+    process = Process("cosine", 100)
+    together = torch.stack([process.moments(10, torch.device("cpu")) for _ in range(4000)])
+    assert ((together // 10).sort(1).values == torch.arange(10)).all()  # one in each tenth
+    counts = together.flatten().bincount(minlength=100)
+    assert len(counts) == 100
+    assert (counts.double() / 400 - 1).abs().max() < 0.25
+
+
 def test_cosine_is_the_papers():
     """Nichol and Dhariwal, eq. 17, as products of what it gives, but where beta is clipped at the end."""
     steps = 1000

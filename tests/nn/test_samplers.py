@@ -88,6 +88,32 @@ def test_ddim_with_eta_1_and_every_step_is_ancestral():
     torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("way", ["ancestral", "ddim", "sde", "ode", "dpm"])
+@pytest.mark.parametrize("begin", [120, 60])
+def test_a_way_can_begin_later(way, begin):
+    """From q(x_t) of the mixture at `begin` on, its centres and spreads come out as from noise."""
+    process, n = Process("cosine", 200), 4000
+    x0 = CENTRES[torch.multinomial(WEIGHTS, n, replacement=True)] + SPREAD * torch.randn(n, 2)
+    x = process.q_sample(x0, torch.full((n,), begin), torch.randn(n, 2))
+    how = samplers.Sampling(way, 200, 0.5, "posterior")
+    steps = list(how.walk(process, exact(process), x, begin))
+    assert len(steps) == pytest.approx(begin + 1, abs=1)
+    for k, nearest in enumerate((torch.cdist(steps[-1], CENTRES).argmin(1) == k) for k in range(2)):
+        assert nearest.double().mean().item() == pytest.approx(WEIGHTS[k].item(), abs=0.035)
+        torch.testing.assert_close(steps[-1][nearest].mean(0), CENTRES[k], atol=0.04, rtol=0)
+        torch.testing.assert_close(steps[-1][nearest].std(0), torch.full((2,), SPREAD), atol=0.035, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["ancestral", "ddim", "sde", "ode", "dpm"])
+def test_to_begin_at_the_last_moment_is_to_begin_in_noise(way):
+    process, x, how = Process("cosine", 50), torch.randn(20, 2), samplers.Sampling(way, 10, 0.0, "beta")
+    drawn = []
+    for begin in (None, 49):
+        torch.manual_seed(1)
+        drawn.append(last(how.walk(process, exact(process), x, begin)))
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("way", ["ddim", "ode", "dpm"])
 def test_what_adds_no_noise_draws_nothing(way):
     process, x = Process("cosine", 100), torch.randn(20, 2)

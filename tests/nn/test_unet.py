@@ -71,6 +71,14 @@ def test_a_context_is_a_set():
     torch.testing.assert_close(net(x, t, None, other)[0], base[0], atol=1e-4, rtol=1e-4)
 
 
+def test_nothing_looks_where_a_context_has_no_token():
+    net, x, t = woken(unet(context_dim=5)).eval(), torch.randn(2, 3, 8, 8), torch.zeros(2)
+    context, present = torch.randn(2, 7, 5), torch.arange(7).expand(2, -1) < 4
+    shorter = net(x, t, None, context[:, :4])
+    torch.testing.assert_close(net(x, t, None, context, present), shorter, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(net(x, t, None, context), shorter, atol=1e-3)
+
+
 def test_samples_do_not_mix():
     net, x, t = woken(unet()).eval(), torch.randn(3, 3, 8, 8), torch.tensor([1.0, 50.0, 900.0])
     alone = torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)])
