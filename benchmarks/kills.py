@@ -1,6 +1,6 @@
 """How many SIGKILLs it takes to lose a run: each run is killed again and again, resumed until it ends, and compared with one left alone.
 
-    python -m benchmarks.kills [KILLS [cnn | yolo]]     200 kills of the CNN take some minutes on one core
+    python -m benchmarks.kills [KILLS [cnn | yolo | ddpm]]     200 kills of the CNN take some minutes on one core
 
 Prints one line of result: kills, runs that did not end, runs with other bits, points that are not logged exactly once, seconds.
 What went wrong in a run is told as it happens.
@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.processes import DETECT, TRAIN, Command, differences, killed_and_resumed, left, logged_wrongly, only_run
+from tests.processes import DENOISE, DETECT, TRAIN, Command, differences, killed_and_resumed, left, logged_wrongly, only_run
 
-COMMANDS = {"cnn": TRAIN, "yolo": DETECT}
+COMMANDS = {"cnn": TRAIN, "yolo": DETECT, "ddpm": DENOISE}
 IN_A_ROW = 10  # kills of one run, at most
 
 

@@ -42,11 +42,14 @@ TRAIN = ["train", *DRAWS, "model.channels=[4,8]", "model.hidden=16", *KEEPS, *TU
 SCENES = ["data.root=drawn", "data.size=64", "data.train_count=96", "data.val_count=16", "data.test_count=16", "data.batch_size=8"]
 CHANCE = ["data.mosaic=0.5", "data.scale=0.2", "data.translate=0.1", "data.colour=0.2"]
 DETECT = ["train", "model=yolo", *SCENES, *CHANCE, "model.width=8", "model.depth=1", *KEEPS, *TURNS]
+PICTURES = ["data.size=8", "data.batch_size=32", "judge=null"]
+DRAWN = ["model.width=8", "model.multipliers=[1,2]", "model.attention=[2]", "model.depth=1", "model.samples=2", "model.steps=2"]
+DENOISE = ["train", "model=ddpm", *PICTURES, *DRAWN, *KEEPS, *TURNS]
 IMPORTED: list[str] = [
     *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
     *("refresher_runner.engine.summary", "refresher_runner.engine.tensorboard", "refresher_runner.models.cnn"),
     *("refresher_runner.data.images", "sklearn.datasets", "torchmetrics.classification", "matplotlib.backends.backend_agg"),
-    *("refresher_runner.models.yolo", "refresher_runner.metrics.detection", "torchvision.transforms.v2"),
+    *("refresher_runner.models.yolo", "refresher_runner.models.ddpm", "refresher_runner.metrics.detection", "torchvision.transforms.v2"),
     *("matplotlib.figure", "torch.utils.flop_counter", "PIL.JpegImagePlugin", "antlr4", "filelock"),
 ]
 
