@@ -71,11 +71,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Embedding:
-    """vectors (N, D) with a label each, and a picture each if given (N, C, H, W) in [0, 1]."""
+    """vectors (N, D) with a label each, and a picture each (N, C, H, W) in [0, 1] and a group each, to be coloured by, if given."""
 
     vectors: Tensor
     labels: tuple[str, ...]
     images: Tensor | None = None
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from refresher_runner.errors import DataError
+from refresher_runner.features import Column, Log, Table
 from refresher_runner.vocabulary import BEGIN, END, PAD, Vocabulary
 
 if TYPE_CHECKING:
@@ -292,6 +293,33 @@ class CorpusBatch(NamedTuple):
     sections: Tensor
 
 
+@dataclass(frozen=True)
+class InteractionSpec(Spec):
+    """Users, items, and which items each user came to, one after another; `block_size` of these at most foretell the next.
+
+    The log holds every event, so that a user can be served from a checkpoint alone; a model learns from batches, never from the log.
+    `best_recall` is the largest mean recall of ten items that the law behind the data allows, where it is known.
+    """
+
+    users: Table
+    items: Table
+    log: Log
+    block_size: int
+    best_recall: float | None = None
+
+
+class InteractionBatch(NamedTuple):
+    """users (B,) int64; events (B, L) int64: a history of items in order of time, then -1; wanted (K, 3) int64, rows ascending: a row,
+    a place in [0, L], and an item, that is to be foretold from the events of the row before that place. Of evaluation also seen (S, 2)
+    int64, rows ascending: a row, and an item that is not to be recommended there; in training S = 0.
+    """
+
+    users: Tensor
+    events: Tensor
+    wanted: Tensor
+    seen: Tensor
+
+
 class ImageBatch(NamedTuple):
     """images (B, C, H, W) float, normalised by the spec; labels (B,) int64."""
 
@@ -355,8 +383,11 @@ def _subclasses(kind: type) -> list[type]:
     return [s for direct in kind.__subclasses__() for s in (direct, *_subclasses(direct))]
 
 
+_PARTS = {frozenset(field.name for field in fields(kind)): kind for kind in (Vocabulary, Column, Table, Log)}
+
+
 def _field(value: Any) -> Any:
     """A field of a spec as it was before it was put into plain containers."""
     if isinstance(value, Mapping):
-        return Vocabulary(**{name: _field(part) for name, part in value.items()})
+        return _PARTS[frozenset(value)](**{name: _field(part) for name, part in value.items()})
     return tuple(map(_field, value)) if isinstance(value, (list, tuple)) else value

@@ -25,15 +25,19 @@ HERE = {  # for sets that are downloaded
     "tiny_shakespeare": "python_docs",
     "translation": "dates",
     "text8": "python_words",
+    "movielens": "interactions",
 }
-EMBEDDED = {"digits", "shapes", "captioned_shapes", "python_docs", "docstrings", "dates", "python_words"}
+EMBEDDED = {"digits", "shapes", "captioned_shapes", "python_docs", "docstrings", "dates", "python_words", "interactions"}
 QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
 DRAWN = {
     "vae": ["model.width=8", "model.judged=20"],
     "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
     "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
 }
-FEW = ["data.train_count=16", "data.val_count=8", "data.test_count=8"]
+FEW = {
+    **{name: ["data.train_count=16", "data.val_count=8", "data.test_count=8"] for name in ("shapes", "captioned_shapes", "dates")},
+    "interactions": ["data.users=64", "data.items=40"],
+}
 
 
 def blocks(document: str) -> list[list[str]]:
@@ -86,6 +90,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((8, 8), 60).save(desk / "photo.png")
     lay_out_boxes(desk / "my_boxes")
     (desk / "my_text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 9, encoding="utf-8")
+    (desk / "my_tables").mkdir()
+    visits = [f"{user},{item}" for user in range(12) for item in range(user % 3, 9)]
+    (desk / "my_tables" / "events.csv").write_text("\n".join(["user,item", *visits]), encoding="utf-8")
     for name in ("good", "bad"):
         (desk / "my_texts" / name).mkdir(parents=True)
         for number in range(20):
@@ -121,7 +128,7 @@ def quickly(line: str) -> list[str]:
         words = [*words, "data.root=my_boxes"]
     if config["data"].get("binarise") and here != data:
         words = [*words, "~data.binarise"]  # which digits do not have
-    return [*words, *(FEW if here in ("shapes", "captioned_shapes", "dates") else []), *DRAWN.get(config["model"]["name"], []), *QUICK]
+    return [*words, *FEW.get(here, []), *DRAWN.get(config["model"]["name"], []), *QUICK]
 
 
 @pytest.mark.usefixtures("at_the_desk")

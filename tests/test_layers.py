@@ -14,7 +14,7 @@ import refresher_runner
 PACKAGE = Path(refresher_runner.__file__).parent
 LAYERS = [
     {"errors"},
-    {"schema", "registry", "report", "spec", "vocabulary"},
+    {"schema", "registry", "report", "spec", "vocabulary", "features"},
     {"nn", "metrics", "task"},
     {"models", "data", "engine"},
     {"settings", "restore", "judges", "run", "runs"},

@@ -60,6 +60,7 @@ def on_digits(model: str) -> list[str]:
         "captioned_shapes": [*FEW, "data.batch_size=32"],
         "dates": [*FEW, "data.batch_size=32"],
         "python_docs": ["data.tokens=characters", "data.block_size=32", "data.val_fraction=0.0002", "data.test_fraction=0.0002"],
+        "interactions": ["data.users=48", "data.items=40", "data.events=8", "data.block_size=6", "data.stride=6", "data.batch_size=16"],
         "python_words": ["data.block_size=100", "data.val_fraction=0.005", "data.test_fraction=0.005"],
     }
     drawn = {

@@ -23,7 +23,7 @@ def write_embedding(folder: Path, tag: str, shown: Embedding) -> None:
     info = EmbeddingInfo(tensor_name=tag, tensor_path=str(place / "tensors.tsv"), metadata_path=str(place / "metadata.tsv"))
     rows = ["\t".join(f"{number:.6g}" for number in row) for row in shown.vectors.detach().float().tolist()]
     write_atomically(folder / place / "tensors.tsv", "\n".join(rows) + "\n")
-    write_atomically(folder / place / "metadata.tsv", "".join(f"{' '.join(label.split()) or '-'}\n" for label in shown.labels))
+    write_atomically(folder / place / "metadata.tsv", _metadata(shown))
     if shown.images is not None:
         info.sprite.image_path = str(place / "sprite.png")
         info.sprite.single_image_dim.extend(_write_sprite(shown.images, folder / place / "sprite.png"))
@@ -31,6 +31,13 @@ def write_embedding(folder: Path, tag: str, shown: Embedding) -> None:
     config = text_format.Parse(path.read_text(encoding="utf-8"), ProjectorConfig()) if path.is_file() else ProjectorConfig()
     others = [entry for entry in config.embeddings if entry.tensor_name != tag]
     write_atomically(path, text_format.MessageToString(ProjectorConfig(embeddings=[*others, info])))
+
+
+def _metadata(shown: Embedding) -> str:
+    """A line for each label; of several columns the first line names them."""
+    labels, groups = ([" ".join(text.split()) or "-" for text in texts] for texts in (shown.labels, shown.groups))
+    rows = ["label\tgroup", *map("\t".join, zip(labels, groups, strict=True))] if groups else labels
+    return "".join(f"{row}\n" for row in rows)
 
 
 def _write_sprite(images: Tensor, path: Path) -> tuple[int, int]:

@@ -19,7 +19,17 @@ from refresher_runner.data.images import build_digits, build_fashion_mnist, buil
 from refresher_runner.errors import ConfigError
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import check_options
-from refresher_runner.spec import CaptionSpec, CorpusSpec, DetectionSpec, ImageSpec, LabelledTextSpec, PairSpec, Placement, TextSpec
+from refresher_runner.spec import (
+    CaptionSpec,
+    CorpusSpec,
+    DetectionSpec,
+    ImageSpec,
+    InteractionSpec,
+    LabelledTextSpec,
+    PairSpec,
+    Placement,
+    TextSpec,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 DIGITS = {
@@ -239,7 +249,7 @@ def test_a_config_has_every_key_of_its_builder_and_no_other(name):
     assert list(values(name)) == list(signature.options)
     assert check_options(values(name), signature.options, "data")
     assert signature.summary.endswith(".")
-    assert signature.yields in (ImageSpec, CaptionSpec, DetectionSpec, TextSpec, LabelledTextSpec, PairSpec, CorpusSpec)
+    assert signature.yields in (ImageSpec, CaptionSpec, DetectionSpec, TextSpec, LabelledTextSpec, PairSpec, CorpusSpec, InteractionSpec)
 
 
 @pytest.mark.parametrize("name", DATASETS.names())
