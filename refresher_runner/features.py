@@ -78,6 +78,7 @@ class Log(Compared):
 
 
 def _same(a: Any, b: Any) -> bool:
-    if type(a) is tuple and type(b) is tuple:
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a.equal(b) if hasattr(a, "untyped_storage") and hasattr(b, "untyped_storage") else a == b)
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(_same, a, b))
+    equal = getattr(a, "equal", None)
+    return bool(equal(b) if equal and hasattr(b, "equal") else a == b)
