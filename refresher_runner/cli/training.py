@@ -82,9 +82,12 @@ def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("
 
 def _tell(folder: SweepDir) -> int:
     """How a sweep went, and its exit code: whether every job is done."""
+    from refresher_runner.sweep.boards import print_board, write_boards
     from refresher_runner.sweep.folder import DONE
     from refresher_runner.sweep.watch import print_failures
 
+    for board in write_boards(folder.path):
+        print_board(board)
     jobs = folder.jobs()
     failed = [job for job in jobs if job.state not in DONE]
     print_failures(failed)

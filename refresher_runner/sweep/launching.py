@@ -12,6 +12,7 @@ from refresher_runner.engine.options import SweepOptions
 from refresher_runner.errors import Interrupted
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.settings import Settings
+from refresher_runner.sweep.boards import write_boards
 from refresher_runner.sweep.folder import DONE, Point, SweepDir
 from refresher_runner.sweep.pool import Pool, slots
 from refresher_runner.sweep.processes import Processes
@@ -46,6 +47,7 @@ def pool_for(
         with Watch(total, len(places), done) as watch, Pool(source, places, limit, watch) as pool:
             yield pool
     except Interrupted as stop:
+        write_boards(folder.path)
         stop.cure = f"refresher resume {folder} goes on with it"
         raise
 
