@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from refresher_runner.engine import checkpoint
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.registry import OPTIMIZERS
 from refresher_runner.spec import Placement
+from refresher_runner.sweep.folder import SweepDir
 
 DRAWS = [
     *("model=cnn", "model.dropout=0", "model.batch_norm=false", "data=digits"),
@@ -232,7 +232,9 @@ def test_a_stopped_launcher_leaves_a_run_to_resume_and_no_orphan(tmp_path: Path,
 @pytest.mark.slow
 def test_a_sweep_of_runs_of_two_processes_of_which_one_fails(tmp_path: Path) -> None:
     typed = ["train", "-m", "model=mlp", "optimizer=sgd", "optimizer.lr=1e-2,1e30", *SHORT, *TWO, "trainer.loggers=[]"]
-    out, err = said(start(typed, tmp_path), 1)
-    assert re.findall(" (finished|failed) ", out.partition("log of failure")[2]) == ["finished", "failed"]
-    assert err.count("error:") == 1
+    out, _ = said(start(typed, tmp_path), 1)
+    [sweep] = SweepDir.all(tmp_path / "outputs")
+    assert [job.state for job in sweep.jobs()] == ["finished", "failed"]
+    assert out.partition("log of failure")[2].count("failed") == 1
+    assert sweep.jobs()[1].output.read_text(encoding="utf-8").count("error:") == 1
     assert [run.read_status()["state"] for run in RunDir.all(tmp_path / "outputs")] == ["finished", "failed"]

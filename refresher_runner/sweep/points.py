@@ -9,6 +9,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import RunMode
 
 from refresher_runner.compose import CONFIG, checked, compose, explained, loader, parse
+from refresher_runner.engine import signals
 from refresher_runner.engine.options import SweepOptions
 from refresher_runner.errors import ConfigError
 from refresher_runner.sweep.folder import Point
@@ -32,8 +33,12 @@ def grid(typed: Sequence[str], config_dir: Path | None = None) -> list[Point]:
     if not combinations:
         raise ConfigError("this sweep has no jobs", key="-m", value=" ".join(typed), cure="one of its ranges or globs is empty")
     common = set.intersection(*map(set, combinations)) if len(combinations) > 1 else set()
-    points = [point_of(point, [o for o in point if o not in common], config_dir) for point in combinations]
-    return list({point.key: point for point in points}.values())  # two that are the same job are one
+    points: dict[str, Point] = {}
+    for combination in combinations:
+        signals.poll()
+        point = point_of(combination, [o for o in combination if o not in common], config_dir)
+        points.setdefault(point.key, point)  # two that are the same job are one
+    return list(points.values())
 
 
 def options_of(point: Point, typed: Sequence[str], config_dir: Path | None = None) -> SweepOptions:

@@ -74,7 +74,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_all("interrupted")
+        self._stop_all()
 
     @property
     def free(self) -> int:
@@ -109,7 +109,7 @@ class Pool:
         end = time.monotonic() + timeout
         while not self._ended and (self._queue or self._running):
             if signum := signals.received():
-                self._stop_all("interrupted")
+                self._stop_all()
                 raise Interrupted(signum, "the sweep was stopped")
             self._fill()
             self._wait()
@@ -153,15 +153,16 @@ class Pool:
         if self.watch:
             self.watch.look(self.running)
 
-    def _ask(self, number: int, verdict: str) -> None:
+    def _ask(self, number: int, verdict: str, grace: float = GRACE) -> None:
         self.processes.signal(number, signal.SIGTERM)
-        self._running[number].verdict, self._running[number].killed_at = verdict, time.monotonic() + GRACE
+        self._running[number].verdict, self._running[number].killed_at = verdict, time.monotonic() + grace
 
-    def _stop_all(self, verdict: str) -> None:
+    def _stop_all(self) -> None:
+        """However long their steps take: whoever cannot wait sends SIGINT again."""
         self._queue.clear()
         for number, running in self._running.items():
             if not running.verdict:
-                self._ask(number, verdict)
+                self._ask(number, "interrupted", float("inf"))
         while self._running:
             self._wait()
 

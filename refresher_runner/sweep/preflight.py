@@ -38,6 +38,7 @@ def preflight(points: Sequence[Point], processes: Processes, *, here: bool = Tru
             run.path.mkdir()
             run.config.write_text(point.stored, encoding="utf-8")
             runs.append(str(run))
+        said.touch()
         arguments = [str(answer), "here" if here else "anywhere", *runs]
         number = processes.start("refresher_runner.sweep.preflight", arguments, output=said, environment={}, threads=1)
         while not (ended := dict(processes.ended(0.1))):

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from refresher_runner.engine import signals
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 
-GRACE = 10.0  # seconds from the wish that a process stop to its death
+GRACE = 30.0  # seconds from the wish that a process stop to its death: time for a step, and to save
 IMPORTED = [
     *("refresher_runner.cli", "refresher_runner.compose", "refresher_runner.run", "refresher_runner.engine.trainer"),
     *("refresher_runner.engine.evaluate", "refresher_runner.engine.loggers", "refresher_runner.engine.summary"),
