@@ -86,6 +86,7 @@ class Watch:
 
     def _table(self, running: Sequence[Job]) -> Any:
         from rich.box import SIMPLE_HEAD
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -104,8 +105,7 @@ class Watch:
         words = [", ".join(counts), f"best {self.best[1]}" if self.best else ""]
         left = self.left(elapsed)
         words.append(f"about {_clock(left)} left" if left else "")
-        table.caption, table.caption_justify = Text("; ".join(word for word in words if word)), "left"
-        return table
+        return Group(table, Text("; ".join(word for word in words if word)))
 
 
 def print_failures(jobs: Sequence[Job]) -> None:
