@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.nn.attention import check_heads
@@ -49,6 +49,7 @@ from refresher_runner.task import Borrowed, Goal, Metric, Output, Task
 from refresher_runner.vocabulary import PAD
 
 SHOWN = 10  # moments of a denoising path
+SHARP = -3.0  # log of the deviation of pixels that learning begins with: from a larger one it comes down too late, and z tells too little
 
 
 @dataclass(frozen=True)
@@ -395,6 +396,8 @@ def build_latent_diffusion(
         maps=True,
         likelihood=likelihood,
     )
+    if of_pixels.log_sigma is not None:
+        nn.init.constant_(of_pixels.log_sigma, SHARP)
     check_geometry(of_pixels.shape[-1], width, multipliers, attention, heads)
     of_words = TextEncoder(len(spec.vocabulary), spec.block_size, dim=dim, depth=text_depth, heads=text_heads, dropout=dropout)
     network = UNet(
