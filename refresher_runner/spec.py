@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from refresher_runner.errors import DataError
 from refresher_runner.features import Column, Log, Table
@@ -85,18 +85,23 @@ class CaptionSpec(ImageSpec):
     aspects: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Captions (N) -> tokens (N, T) int64, T = block_size: BEGIN, as many as fit, END, then PAD. Capitals are read as small letters."""
+        """Captions (N) -> tokens (N, T) int64, T = block_size: BEGIN, as many as fit, END, then PAD."""
         import torch
 
         tokens = torch.full((len(captions), self.block_size), PAD)
         for row, caption in zip(tokens, captions, strict=True):
-            numbers = self.vocabulary.encode(" ".join(caption.lower().split()))[: self.block_size - 2]
+            numbers = self.vocabulary.encode(plain(caption))[: self.block_size - 2]
             row[: len(numbers) + 2] = torch.tensor([BEGIN, *numbers, END])
         return tokens
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Tokens (N, T) -> captions."""
         return [self.vocabulary.decode(row) for row in tokens.tolist()]
+
+
+def plain(caption: str) -> str:
+    """A caption as it is read: small letters, one space between words."""
+    return " ".join(caption.lower().split())
 
 
 class CaptionBatch(NamedTuple):
@@ -114,16 +119,17 @@ class CaptionBatch(NamedTuple):
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # of files taken for pictures
 
 
-def open_picture(path: str | Path, channels: int) -> Image:
+def open_picture(path: str | Path, channels: int, content: IO[bytes] | None = None) -> Image:
     """A picture file as 8-bit grey (1 channel) or RGB (3), turned as its camera says, on white where it is transparent.
 
-    Raises DataError, naming the file, when it is absent, damaged or not a picture.
+    `content`, if it is given, is read instead, and the path is but its name. Raises DataError, naming the file, when it is absent,
+    damaged or not a picture.
     """
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with Image.open(content or path) as file:
             picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):  # 16 bits are scaled to 8
                 picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
@@ -139,10 +145,14 @@ def open_picture(path: str | Path, channels: int) -> Image:
 
 def read_picture(path: str | Path, channels: int, size: int) -> Tensor:
     """Pixels (C, size, size) in [0, 1] of a picture file: shorter side resized to `size`, then the centre."""
+    return to_tensor(fit(open_picture(path, channels), size)).float() / 255
+
+
+def fit(picture: Image, size: int) -> Image:
+    """Its shorter side resized to `size`, then the centre."""
     from PIL import Image, ImageOps
 
-    picture = ImageOps.fit(open_picture(path, channels), (size, size), Image.Resampling.BILINEAR)
-    return to_tensor(picture).float() / 255
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
 
 
 def to_tensor(picture: Image) -> Tensor:

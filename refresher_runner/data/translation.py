@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from refresher_runner.data.families import connected, cut
 from refresher_runner.data.fetch import Published, fetch, sha256
 from refresher_runner.data.learnt import refuse_contradiction
 from refresher_runner.data.pairs import Corpus, Pair, PairSet
@@ -130,35 +131,5 @@ def parallel(first: tuple[Path, bytes], second: tuple[Path, bytes]) -> list[Pair
 
 def groups(pairs: Sequence[Pair]) -> NDArray:
     """A number (N,) for each pair, the same for all that hang together by a sentence of either side, letters and digits alone compared."""
-    import numpy as np
-
-    parent: list[int] = []
-    number: dict[tuple[int, str], int] = {}
-    of_pair: list[int] = []
-
-    def root(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = n = parent[parent[n]]
-        return n
-
-    for pair in pairs:
-        ends = []
-        for language, sentence in enumerate(pair):
-            words = "".join(re.findall(r"\w+", sentence.casefold())) or sentence
-            ends.append(number.setdefault((language, words), len(parent)))
-            if ends[-1] == len(parent):
-                parent.append(len(parent))
-        parent[root(ends[1])] = root(ends[0])
-        of_pair.append(ends[0])
-    return np.unique([root(n) for n in of_pair], return_inverse=True)[1]
-
-
-def cut(groups: NDArray, fractions: dict[str, float], seed: int) -> dict[str, NDArray]:
-    """Which pairs (N,) bool are of each split: whole groups at random, until each of `fractions` is about reached; the rest trains."""
-    import numpy as np
-
-    sizes = np.bincount(groups)
-    order = np.random.RandomState(seed % 2**32).permutation(len(sizes))  # the one generator whose draws numpy has frozen for good
-    place = np.empty_like(order)
-    place[order] = np.searchsorted(np.cumsum([*fractions.values()]) * len(groups), np.cumsum(sizes[order]))
-    return {split: place[groups] == i for i, split in enumerate([*fractions, "train"])}
+    words = [tuple("".join(re.findall(r"\w+", sentence.casefold())) or sentence for sentence in pair) for pair in pairs]
+    return connected(*zip(*words, strict=True))

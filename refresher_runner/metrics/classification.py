@@ -6,6 +6,7 @@ Shapes: B samples, K classes, T thresholds. Every metric takes logits (B, K) and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ from refresher_runner.task import Metric
 THRESHOLDS = 101  # 0, 0.01, ..., 1
 
 
-def classification_metrics(classes: Sequence[str]) -> dict[str, Metric]:
+def classification_metrics(classes: Sequence[str], *, ignore_index: int | None = None) -> dict[str, Metric]:
     """Accuracy, macro F1, calibration error (Guo et al., 2017, section 2; 15 bins), confusion matrix, and per class precision, recall
-    and their curve; with more than five classes also top-5 accuracy.
+    and their curve; with more than five classes also top-5 accuracy. Samples with the label `ignore_index` are left out.
     """
     names, k = tuple(classes), len(classes)
     thresholds = torch.linspace(0, 1, THRESHOLDS)
@@ -43,7 +44,7 @@ def classification_metrics(classes: Sequence[str]) -> dict[str, Metric]:
         return PRCurve(names, thresholds, *counts.cpu())
 
     # Our labels are in range, and torchmetrics' own check would wait for the device at every batch.
-    unchecked = {"num_classes": k, "validate_args": False}
+    unchecked: dict[str, Any] = {"num_classes": k, "validate_args": False, "ignore_index": ignore_index}
     metrics: dict[str, Metric] = {
         "accuracy": MulticlassAccuracy(average="micro", **unchecked),
         "f1": MulticlassF1Score(average="macro", **unchecked),
@@ -51,7 +52,7 @@ def classification_metrics(classes: Sequence[str]) -> dict[str, Metric]:
         "recall": Through(MulticlassRecall(average="none", **unchecked), show=by_class),
         "calibration_error": Through(MulticlassCalibrationError(n_bins=15, **unchecked), prepare=_softmax),
         "confusion_matrix": Through(MulticlassConfusionMatrix(**unchecked), show=matrix),
-        "pr_curve": Through(ThresholdCounts(k, thresholds), prepare=_softmax, show=curve),
+        "pr_curve": Through(ThresholdCounts(k, thresholds, ignore_index), prepare=_softmax, show=curve),
     }
     if k > 5:
         metrics["top5"] = MulticlassAccuracy(average="micro", top_k=5, **unchecked)
@@ -68,14 +69,17 @@ class ThresholdCounts(TorchMetric):
     counts: Tensor
     thresholds: Tensor
 
-    def __init__(self, num_classes: int, thresholds: Tensor):
+    def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int | None = None):
         super().__init__()
+        self.ignore_index = ignore_index
         self.register_buffer("thresholds", thresholds, persistent=False)
         # gap g holds thresholds[g - 1] <= p < thresholds[g]
         self.add_state("counts", torch.zeros(2, num_classes, len(thresholds) + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, p: Tensor, targets: Tensor) -> None:
         """Probabilities p (B, K), targets (B,)"""
+        if self.ignore_index is not None:
+            p, targets = p[targets != self.ignore_index], targets[targets != self.ignore_index]
         classes = torch.arange(p.shape[1], device=p.device)
         positive = (classes == targets[:, None]).long()  # (B, K)
         gap = torch.bucketize(p, self.thresholds, right=True)  # (B, K): thresholds that p reaches

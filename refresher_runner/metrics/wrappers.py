@@ -8,18 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric as TorchMetric
 
+from refresher_runner.task import Metric
+
 
 class Through(nn.Module):
-    """A metric of `prepare(preds)`, reported as `show(value)`."""
+    """A metric of `prepare(preds)` and `truth(targets)`, reported as `show(value)`."""
 
     def __init__(
-        self, metric: TorchMetric, *, prepare: Callable[[Tensor], Tensor] = lambda preds: preds, show: Callable[[Tensor], Any] = lambda v: v
+        self,
+        metric: Metric,
+        *,
+        prepare: Callable[[Any], Any] = lambda preds: preds,
+        truth: Callable[[Any], Any] = lambda targets: targets,
+        show: Callable[[Any], Any] = lambda value: value,
     ):
         super().__init__()
-        self.metric, self.prepare, self.show = metric, prepare, show
+        self.metric, self.prepare, self.truth, self.show = metric, prepare, truth, show
 
-    def update(self, preds: Tensor, targets: Tensor) -> None:
-        self.metric.update(self.prepare(preds), targets)
+    def update(self, preds: Any, targets: Any) -> None:
+        self.metric.update(self.prepare(preds), self.truth(targets))
 
     def compute(self) -> Any:
         return self.show(self.metric.compute())

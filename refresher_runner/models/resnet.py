@@ -20,17 +20,11 @@ from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError
 from refresher_runner.nn.classify import Classifier, feature_maps, kernels
-from refresher_runner.nn.resnet import BasicBlock, Shortcut, conv3x3, he_normal_
+from refresher_runner.nn.resnet import Shortcut, conv3x3, group, he_normal_
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Images, Report
 from refresher_runner.schema import Fraction, Positive
 from refresher_runner.spec import ImageBatch, ImageSpec
-
-
-def group(n: int, before: int, after: int, *, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    """So many blocks, the first of which changes width and resolution."""
-    first = BasicBlock(before, after, stride=stride, shortcut=shortcut)
-    return nn.Sequential(first, *(BasicBlock(after, after) for _ in range(n - 1)))
 
 
 class Residual(nn.Module):

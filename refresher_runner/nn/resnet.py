@@ -1,4 +1,4 @@
-"""The residual block and its start.
+"""The residual block, groups of it, and its start.
 
 He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2016. https://arxiv.org/abs/1512.03385
 He, Zhang, Ren and Sun, "Delving deep into rectifiers", 2015. https://arxiv.org/abs/1502.01852
@@ -55,6 +55,12 @@ class BasicBlock(nn.Module):
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
         return F.relu(y + self.shortcut(x), inplace=True)
+
+
+def group(n: int, before: int, after: int, *, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    """So many blocks, the first of which changes width and resolution."""
+    first = BasicBlock(before, after, stride=stride, shortcut=shortcut)
+    return nn.Sequential(first, *(BasicBlock(after, after) for _ in range(n - 1)))
 
 
 def he_normal_(network: nn.Module) -> None:
