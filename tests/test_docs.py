@@ -88,6 +88,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12):
             Image.effect_noise((40, 32), 60).save(desk / folder / f"{number}.jpg")
     Image.effect_noise((8, 8), 60).save(desk / "photo.png")
+    (desk / "my_captions").mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "black", "white", "grey", "pink", "orange", "brown", "gold", "navy", "tan")):
+        Image.new("RGB", (40, 32), colour).save(desk / "my_captions" / f"a_{colour}_card_{number}.png")
     lay_out_boxes(desk / "my_boxes")
     (desk / "my_text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 9, encoding="utf-8")
     (desk / "my_tables").mkdir()
@@ -125,7 +128,7 @@ def quickly(line: str) -> list[str]:
     if data in HERE:
         words = [word for word in words if word != f"data={data}"] + [f"data={here}"]
     elif here not in EMBEDDED and not any(word.startswith("data.root=") for word in words):
-        words = [*words, "data.root=my_boxes"]
+        words = [*words, f"data.root={'my_captions' if here == 'captions' else 'my_boxes'}"]
     if config["data"].get("binarise") and here != data:
         words = [*words, "~data.binarise"]  # which digits do not have
     return [*words, *FEW.get(here, []), *DRAWN.get(config["model"]["name"], []), *QUICK]

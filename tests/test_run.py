@@ -48,7 +48,11 @@ def state(run: RunDir, name: str = "last") -> dict[str, Any]:
 FEW = [f"data.{split}_count=64" for split in ("train", "val", "test")]
 
 
-WITHOUT_CLASSES = {"word2vec": "likeness", "latent_diffusion": "read_colour"}  # what is shown instead of a confusion matrix
+WITHOUT_CLASSES = {  # what is shown instead of a confusion matrix
+    "word2vec": "likeness",
+    "latent_diffusion": "read_colour",
+    "clip": "zero_shot_confusion_matrix",
+}
 
 
 def on_digits(model: str) -> list[str]:
@@ -64,6 +68,7 @@ def on_digits(model: str) -> list[str]:
         "python_words": ["data.block_size=100", "data.val_fraction=0.005", "data.test_fraction=0.005"],
     }
     drawn = {
+        "clip": ["model.width=8"],
         "vae": ["data=digits", "model.width=8", "model.judged=20"],
         "ddpm": ["data=digits", "model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
         "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
