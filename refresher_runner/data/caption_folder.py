@@ -82,7 +82,7 @@ def build_captions(
             "has no room for a token between the first and the last", key="data.block_size", value=block_size, cure="3 or more"
         )
     check_pad(pad, size)
-    per_channel = [tuple(values * channels)[:channels] for values in (mean, std)]
+    of_mean, of_std = (tuple(values * channels)[:channels] for values in (mean, std))
     fractions = {"test": test_fraction, "val": val_fraction}
 
     def read(known: Vocabulary | None) -> CaptionedSplits:
@@ -95,7 +95,7 @@ def build_captions(
             refuse_contradiction(known, "subwords", vocab_size)
         vocabulary = known or learn_subwords(map(plain, splits["train"].captions), vocab_size, SPECIAL, sentences=True)
         prompts = tuple(() if kind == ANY else tuple(template.format(kind) for template in templates) for kind in found.kinds)
-        spec = CaptionSpec(channels, size, found.kinds, *per_channel, vocabulary, block_size, prompts)
+        spec = CaptionSpec(channels, size, found.kinds, of_mean, of_std, vocabulary, block_size, prompts)
         _warn_of_long(spec, found.pairs.captions)
         return CaptionedSplits(spec, splits, found.checksums)
 

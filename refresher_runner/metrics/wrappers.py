@@ -16,7 +16,7 @@ class Through(nn.Module):
 
     def __init__(
         self,
-        metric: Metric,
+        metric: TorchMetric | Metric,
         *,
         prepare: Callable[[Any], Any] = lambda preds: preds,
         truth: Callable[[Any], Any] = lambda targets: targets,

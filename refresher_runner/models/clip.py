@@ -130,6 +130,7 @@ class CLIP(Task):
     """Of B pictures and B captions say which belong together; then any words are classes to tell pictures by."""
 
     goal = Goal("recall1", "max")
+    place: Tensor  # (classes,), of each among those that have prompts, -1 if it has none
 
     def __init__(self, spec: CaptionSpec, image: ResNetEncoder | ViTEncoder, text: TextEncoder, joint_dim: int):
         super().__init__()
