@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from refresher_runner.compose import CONFIG, explained, loader, parse
-from refresher_runner.engine import signals
 from refresher_runner.errors import Interrupted, RefresherError, TrainingError
 from refresher_runner.schema import Time
 from refresher_runner.sweep.folder import DONE, Job, SweepDir
@@ -88,15 +89,36 @@ def launch(folder: SweepDir, jobs: Sequence[Job], typed: Sequence[str], config_d
         work = Work(folder, config_dir, searching(typed, config_dir), time_limit)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=work, config=config)
     try:
-        launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+        with _stopped_at_once():
+            launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+    except _Stop as stop:
+        cure = f"what was launched elsewhere may go on: refresher runs {folder}; refresher resume {folder} launches the rest"
+        raise Interrupted(stop.args[0], "the sweep is waited for no longer", cure=cure) from None
     except RefresherError:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         problem = f"the launcher stopped ({type(error).__name__}: {first})"
         raise TrainingError(problem, key="hydra/launcher", cure=f"refresher resume {folder}") from error
-    if signals.received():
-        raise Interrupted(signals.received(), "the sweep was stopped", cure=f"refresher resume {folder} goes on with it")
+
+
+class _Stop(KeyboardInterrupt):
+    """A signal, as what no launcher takes for the failure of a job."""
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """A launcher waits in code of its own, which does not ask whether a signal came: so the signal itself ends the wait."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stop(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hand_over(typed: Sequence[str], config_dir: Path | None, source: Processes) -> SweepDir:

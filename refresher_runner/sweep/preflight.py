@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from refresher_runner.sweep.processes import Processes
 
 if TYPE_CHECKING:
     from refresher_runner.task import Task
+
+PATIENCE = 10.0  # seconds without a word
 
 
 def preflight(points: Sequence[Point], processes: Processes, *, here: bool = True) -> tuple[list[int], int]:
@@ -41,8 +44,12 @@ def preflight(points: Sequence[Point], processes: Processes, *, here: bool = Tru
         said.touch()
         arguments = [str(answer), "here" if here else "anywhere", *runs]
         number = processes.start("refresher_runner.sweep.preflight", arguments, output=said, environment={}, threads=1)
+        silent_until: float | None = time.monotonic() + PATIENCE
         while not (ended := dict(processes.ended(0.1))):
             signals.poll()
+            if silent_until and time.monotonic() > silent_until:
+                print(f"looking ahead: building what {len(points)} jobs will train", flush=True)
+                silent_until = None
         found = read_json(answer)
         if not found:
             last = (said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]

@@ -20,6 +20,7 @@ from refresher_runner.sweep import entry
 from refresher_runner.sweep.folder import SweepDir
 from refresher_runner.sweep.processes import Forked
 from refresher_runner.sweep.watch import print_failures
+from tests.processes import left
 from tests.sweep.commands import HERE, QUICK, TROUBLED, began, only_sweep, refresher, start, states, wait_for
 
 LASTING = ["trainer.duration=5 minutes", "trainer.validate_every=100 steps", "trainer.log_every=100"]
@@ -64,7 +65,7 @@ def test_what_one_job_does_costs_the_others_nothing(troubles: tuple[SweepDir, st
 
 def test_a_sweep_tells_its_size_and_what_is_left(troubles: tuple[SweepDir, str, Forked]) -> None:
     lines = troubles[1].splitlines()
-    assert lines[0].endswith(": 6 jobs of 650 parameters, 2 at a time with 1 thread each")
+    assert any(line.endswith(": 6 jobs of 650 parameters, 2 at a time with 1 thread each") for line in lines)
     assert [line for line in lines if " s left" in line] == [line for line in lines if line.startswith("1 of 6")]
 
 
@@ -74,6 +75,16 @@ def test_the_runs_of_a_sweep_are_runs_as_any(troubles: tuple[SweepDir, str, Fork
     assert {run.read_record()["threads"] for run in runs} == {1}
     assert main(["runs", "--filter", "model.trouble=none"]) == 0
     assert capsys.readouterr().out.count("finished") == 1
+
+
+def test_a_job_leaves_what_its_command_leaves_by_itself(troubles: tuple[SweepDir, str, Forked]) -> None:
+    [job] = [job for job in troubles[0].jobs() if job.state == "finished"]
+    assert main(["train", "--config-dir", str(HERE / "conf"), *job.overrides, "outputs=alone"]) == 0
+    assert left(job.run) == left(*RunDir.all("alone"))
+
+
+def test_nothing_in_the_server_could_be_broken_by_a_fork(troubles: tuple[SweepDir, str, Forked]) -> None:
+    assert len(os.listdir(f"/proc/{troubles[2]._server.pid}/task")) == 1
 
 
 def test_a_bad_value_anywhere_stops_a_sweep_before_it_starts(troubles: tuple[SweepDir, str, Forked]) -> None:
