@@ -29,8 +29,9 @@ def sweep(typed: Sequence[str], config_dir: Path | None = None, source: Processe
         points = grid(typed, config_dir)
         source.expect(modules(points))
         options = options_of(points[0], typed, config_dir)
+        begun = _same(points) if options.resume else None
         parameters, gpus = preflight(points, source, here=not engines(typed, config_dir))
-        folder = _same(points) if options.resume else create(points[0], typed, config_dir, kind="grid", jobs=len(points))
+        folder = begun or create(points[0], typed, config_dir, kind="grid", jobs=len(points))
         with folder.locked():
             jobs = [folder.add(point, parameters=count) for point, count in zip(points, parameters, strict=True)]
             _launch(folder, jobs, points, options, gpus, source)
@@ -117,6 +118,6 @@ def _same(points: Sequence[Point]) -> SweepDir:
         if known and known <= keys:
             return folder
         shared = shared or len(known & keys)
-    drifted = f"; the newest that has any has {shared} of these {len(keys)}, for its configuration was another" if shared else ""
-    problem = f"no sweep in {outputs} has these jobs{drifted}"
+    drifted = f"; one has {shared} of these {len(keys)}, and others, so its values or its configuration were not these" if shared else ""
+    problem = f"no sweep in {outputs} has these jobs and no others{drifted}"
     raise RunError(problem, key="sweep.resume", value="true", cure="refresher resume SWEEP, or a new sweep without sweep.resume")

@@ -125,7 +125,7 @@ def test_the_same_command_goes_on_and_so_does_one_with_more_values(
 ) -> None:
     _, _, source = troubles
     typed = [*TROUBLED[2:], "trainer.duration=1 steps"]
-    with pytest.raises(RunError, match="no sweep in outputs has these jobs"):
+    with pytest.raises(RunError, match="no sweep in outputs has these jobs and no others"):
         entry.sweep([*typed, "seed=1", "sweep.resume=true"], HERE / "conf", source)
     first = entry.sweep([*typed, "seed=1"], HERE / "conf", source)
     again = entry.sweep([*typed, "sweep.resume=true", "seed=2,1"], HERE / "conf", source)
