@@ -58,7 +58,7 @@ _SECRET = "refresher_environment"  # stands for what came from the environment w
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[dict[str, Any], str]:
     """The configuration, resolved, as plain containers; and the YAML to store, in which `${oc.env:...}` stays as it was written.
 
-    How a sweep launches its runs is no part of what is stored of one.
+    How a sweep launches its runs, and what a preset was measured to reach, are no part of what is stored of one.
 
     Raises ConfigError, with nothing created.
     """
@@ -309,7 +309,7 @@ def _resolve(config: DictConfig) -> tuple[dict[str, Any], str]:
         raise ConfigError(_say(error), key=key, value=raw.get(key, ""), cure=nearest(absent, list(raw)) if absent else "") from error
     OmegaConf.register_new_resolver("oc.env", lambda *_: _SECRET, replace=True)
     try:
-        public = {key: value for key, value in _public(config, resolved).items() if key != "sweep"}
+        public = {key: value for key, value in _public(config, resolved).items() if key not in ("sweep", "measured")}
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     return {str(k): v for k, v in resolved.items()}, OmegaConf.to_yaml(OmegaConf.create(public))

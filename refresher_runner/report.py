@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Literal, Union
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named lines over one x: x (N,), each line (N,)."""
+    """Named lines over one x: x (N,), each line (N,); and values of x that are worth a name."""
 
     x: Tensor
     lines: Mapping[str, Tensor]
     x_title: str = "x"
     y_title: str = "y"
+    x_scale: Literal["linear", "log"] = "linear"
+    marks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def compare(runs: Sequence[Summary]) -> dict[str, dict[str, list[str]]]:
     return {
         "configuration": _differing([summary.config for summary in runs]),
         "code": _differing([_code(summary) for summary in runs]),
-        "environment": _differing([_environment(summary) for summary in runs]),
+        "environment": _differing([environment(summary.record) for summary in runs]),
         "metrics": _rows([_metrics(summary) for summary in runs]),
     }
 
@@ -151,12 +151,11 @@ def _code(summary: Summary) -> dict[str, Any]:
     return {"commit": str(git.get("commit", ""))[:12], "uncommitted lines of diff": changed}
 
 
-def _environment(summary: Summary) -> dict[str, Any]:
+def environment(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run computed, by which versions, from which data: rows of run.json."""
     facts = ("python", "platform", "host", "cpu", "cores", "threads", "device", "precision", "processes")
-    found = {fact: summary.record.get(fact) for fact in facts}
-    return (
-        found | dict(summary.record.get("versions") or {}) | {f"sha256 {k}": v for k, v in (summary.record.get("checksums") or {}).items()}
-    )
+    data = {f"sha256 {file}": digest for file, digest in (record.get("checksums") or {}).items()}
+    return {fact: record.get(fact) for fact in facts} | dict(record.get("versions") or {}) | data
 
 
 def _metrics(summary: Summary) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class Time(Duration):
         found = Duration.parse(text)
         return cls(found.amount, found.unit)
 
+    @property
+    def seconds(self) -> float:
+        return self.amount * _SECONDS[self.unit]
+
 
 REQUIRED: Any = object()
 

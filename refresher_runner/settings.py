@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from refresher_runner.bands import Measured
 from refresher_runner.engine.options import RunOptions, ScheduleOptions, SweepOptions, TrainerOptions, schema_of
 from refresher_runner.errors import ConfigError, UsageError, did_you_mean
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
-from refresher_runner.schema import REQUIRED, Option, check_options, check_value, typed
+from refresher_runner.schema import REQUIRED, Option, Time, check_options, check_value, typed
 
 GROUPS = {"model": MODELS, "data": DATASETS, "optimizer": OPTIMIZERS}
-OPTIONS = {"trainer": TrainerOptions, "sweep": SweepOptions}
+OPTIONS = {"trainer": TrainerOptions, "sweep": SweepOptions, "measured": Measured}
 
 # What a resumed run may not change: whatever would make its weights, or the order of its data, another run's.
 FIXED = {
@@ -26,6 +27,10 @@ FIXED = {
     "trainer.overfit_batches",
 }
 FREE_OF_DATA = {"data.root", "data.workers", "data.timeout", "data.eval_batch_size"}
+
+# What a run that is to be reproduced may change: where it computes, what of it is kept and shown.
+INCIDENTAL = FREE_OF_DATA | {"outputs", "tags", "trainer.loggers", "trainer.save_every", "trainer.graph", "trainer.histograms"}
+INCIDENTAL |= {"trainer.device", "trainer.devices", "trainer.threads", "trainer.precision", "trainer.compile", "trainer.deterministic"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Settings:
     schedule: ScheduleOptions
     trainer: TrainerOptions
     run: RunOptions
-    sweep: SweepOptions | None = None  # no part of a run that is stored
+    sweep: SweepOptions | None = None  # neither is part of a run that is stored
+    measured: Measured | None = None
 
 
 def check(config: Mapping[str, Any]) -> Settings:
@@ -58,8 +64,12 @@ def check(config: Mapping[str, Any]) -> Settings:
             raise ConfigError("unknown key", key=str(key), cure=did_you_mean(str(key), known))
     run = RunOptions(**check_options({key: config[key] for key in config if key in top}, top, ""))
     trainer = TrainerOptions(**check_options(_group(config, "trainer"), schema_of(TrainerOptions), "trainer"))
+    if trainer.budget is None and trainer.duration.seconds is not None:  # a length in time is a budget, however it is asked for
+        trainer = replace(trainer, budget=Time(trainer.duration.amount, trainer.duration.unit))
     model, data = (_component(config, kind) for kind in ("model", "data"))
     optimizer = _component(config, "optimizer", extra=schedule)
+    preset = config.get("measured")
+    measured = Measured(**check_options(_group(config, "measured"), schema_of(Measured), "measured")).check() if preset else None
     sweep = SweepOptions(**check_options(_group(config, "sweep"), schema_of(SweepOptions), "sweep")) if "sweep" in config else None
     lr = ScheduleOptions(**{name: optimizer.options.pop(name) for name in schedule})
     _check_companions(model, data, optimizer, trainer)
@@ -70,7 +80,7 @@ def check(config: Mapping[str, Any]) -> Settings:
     if lr.schedule == "one_cycle" and lr.warmup_steps:
         problem = "one_cycle has a rise of its own"
         raise ConfigError(problem, key="optimizer.warmup_steps", value=lr.warmup_steps, cure="use optimizer.warmup_steps=0")
-    return Settings(model, data, optimizer, lr, trainer, run, sweep)
+    return Settings(model, data, optimizer, lr, trainer, run, sweep, measured)
 
 
 def choose_later(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -93,12 +103,25 @@ def choose_later(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[s
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether a stored configuration was changed for a resume. Raises ConfigError for what would make it another run."""
+
+    def other(key: str) -> bool:
+        return key in FIXED or key.startswith("model.") or (key.startswith("data.") and key not in FREE_OF_DATA)
+
+    return _refuse(before, after, other, "start a new run with refresher train")
+
+
+def refuse_other_numbers(before: Mapping[str, Any], after: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Raises ConfigError where a run that is to be reproduced was changed in more than INCIDENTAL and `free` keys."""
+    _refuse(before, after, lambda key: key not in INCIDENTAL and key not in free, "refresher train makes another run")
+
+
+def _refuse(before: Mapping[str, Any], after: Mapping[str, Any], other: Callable[[str], bool], cure: str) -> bool:
+    """Whether anything was changed."""
     old, new = flatten(before), flatten(after)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    refused = [key for key in changed if key in FIXED or key.startswith("model.") or (key.startswith("data.") and key not in FREE_OF_DATA)]
-    if refused:
+    if refused := [key for key in changed if other(key)]:
         told = "; ".join(f"{key} was {old.get(key)}, would be {new.get(key)}" for key in refused)
-        raise ConfigError(f"this would be another run: {told}", cure="start a new run with refresher train")
+        raise ConfigError(f"this would be another run: {told}", cure=cure)
     return bool(changed)
 
 

@@ -79,7 +79,23 @@ def test_looking_is_free_of_torch(typed: list[str]) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = say(capsys, "--help")
-    assert all(verb in said for verb in ("train", "resume", "test", "predict", "list", "show", "runs", "compare", "tensorboard", "check"))
+    assert all(
+        verb in said
+        for verb in (
+            "train",
+            "resume",
+            "test",
+            "predict",
+            "list",
+            "show",
+            "runs",
+            "compare",
+            "tensorboard",
+            "check",
+            "tune-lr",
+            "reproduce",
+        )
+    )
     assert say(capsys, "--version").strip() == f"refresher {__version__}"
 
 

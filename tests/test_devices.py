@@ -214,7 +214,7 @@ def test_a_rank_that_fails_alone_ends_the_run(tmp_path: Path, deed: str, error: 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_launcher_leaves_a_run_to_resume_and_no_orphan(tmp_path: Path, number: signal.Signals) -> None:
-    long = ["trainer.duration=5 minutes", "trainer.save_every=10 steps", "trainer.threads=1", "trainer.loggers=[]"]
+    long = ["trainer.duration=1000000 steps", "trainer.save_every=10 steps", "trainer.threads=1", "trainer.loggers=[]"]
     process = start(["train", *DRAWS, *TWO, *long], tmp_path)
     wait_for(lambda: any(run.read_status().get("step", 0) > 0 for run in RunDir.all(tmp_path / "outputs")))
     [run] = RunDir.all(tmp_path / "outputs")

@@ -28,7 +28,7 @@ HERE = {  # for sets that are downloaded
     "movielens": "interactions",
 }
 EMBEDDED = {"digits", "shapes", "captioned_shapes", "python_docs", "docstrings", "dates", "python_words", "interactions"}
-QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.threads=1", "data.batch_size=8"]
+QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.budget=null", "trainer.threads=1", "data.batch_size=8"]
 DRAWN = {
     "vae": ["model.width=8", "model.judged=20"],
     "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
@@ -119,6 +119,8 @@ def quickly(line: str) -> list[str]:
     """A command as it is typed, on data that are here, and short."""
     program, *words = shlex.split(line, comments=True)
     assert program == "refresher", f"not a command of ours: {line}"
+    if words[0] == "tune-lr":
+        return [*words, "--steps", "20", "trainer.threads=1"]
     if words[0] != "train":
         return words
     choices = [word for word in words if word.partition("=")[0] in ("model", "data", "experiment") and "," not in word]
@@ -136,7 +138,11 @@ def quickly(line: str) -> list[str]:
 
 @pytest.mark.usefixtures("at_the_desk")
 @pytest.mark.parametrize(
-    "line", [pytest.param(line, marks=pytest.mark.slow if " -m " in line else (), id=line) for line in typed_in("README.md")]
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow if " -m " in line or "reproduce experiment" in line else (), id=line)
+        for line in typed_in("README.md")
+    ],
 )
 def test_every_command_of_the_readme(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     if line.startswith("refresher tensorboard"):

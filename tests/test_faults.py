@@ -40,7 +40,7 @@ from tests.processes import (
 )
 
 QUICK = ["train", "model=mlp", "data=digits", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]
-FOR_EVER = ["train", "model=mlp", "data=digits", "trainer.duration=10 minutes", "trainer.threads=1", "trainer.loggers=[]"]
+FOR_EVER = ["train", "model=mlp", "data=digits", "trainer.duration=1000000 steps", "trainer.threads=1", "trainer.loggers=[]"]
 SLOW_LOOKS = [*TRAIN, "data.eval_batch_size=1", "trainer.duration=6 steps", "trainer.validate_every=2 steps", "trainer.loggers=[]"]
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"schema", "registry", "report", "spec", "vocabulary", "features"},
     {"nn", "metrics", "task"},
     {"models", "data", "engine"},
-    {"settings", "restore", "judges", "run", "runs"},
+    {"settings", "bands", "restore", "judges", "parts", "budget", "tuning", "run", "runs", "reproduction"},
     {"cli", "compose", "blame", "catalogue", "console", "predictions", "sweep", "__main__"},
 ]
 STRANGERS = LAYERS[3]  # these do not know one another

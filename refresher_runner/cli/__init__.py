@@ -15,7 +15,7 @@ from refresher_runner.cli.words import app
 from refresher_runner.console import tell
 from refresher_runner.errors import RefresherError
 
-from refresher_runner.cli import training, using, looking, comparing  # noqa: F401, RUF100 # isort: skip -- help lists them in this order
+from refresher_runner.cli import training, using, reproducing, looking, comparing  # noqa: F401, RUF100 # isort: skip -- help lists them in this order
 
 # What a mistyped command raises: click's own, or that of the copy which newer Typers carry.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +78,33 @@ def resume(name: RunName, overrides: Overrides = None, outputs: Outputs = Path("
     config, stored = compose_stored(folder, overrides or [])
     command = ["resume", str(folder.path.resolve()), *(overrides or [])]
     say_next(run.resume(folder, checked(config, stored), stored=stored, command=command))
+    return 0
+
+
+@app.command("tune-lr", rich_help_panel="Run")
+def tune_lr(
+    overrides: Overrides = None,
+    low: Annotated[float | None, typer.Option(metavar="LR", help="Where to begin; not given: optimizer.lr / 10,000.")] = None,
+    high: Annotated[float | None, typer.Option(metavar="LR", help="Where to end; not given: 1,000 times optimizer.lr.")] = None,
+    steps: Annotated[int, typer.Option(min=20, help="From one to the other.")] = 200,
+    config_dir: ConfigDir = None,
+) -> int:
+    """Which learning rate? One that grows at every step, until the loss is lost: `refresher tune-lr model=cnn optimizer=sgd`."""
+    signals.install()
+    from refresher_runner.compose import checked, compose
+    from refresher_runner.tuning import tune_lr as tune
+
+    typed = overrides or []
+    tuned = tune(checked(*compose(typed, config_dir)), low=low, high=high, steps=steps)
+    found = tuned.found
+    ended = "where the loss was lost" if found.diverged else "and the loss was not lost: try --high"
+    print(f"{len(found.lrs)} steps in {tuned.seconds:.0f} s, from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}, {ended}")
+    print(f"the smoothed loss falls fastest at {found.steepest:.2g} and is lowest at {found.lowest:.2g}")
+    print(f"suggestion, a quarter of the latter: optimizer.lr={found.suggestion:.2g}")
+    flags = ["--config-dir", str(config_dir)] if config_dir else []
+    kept = [word for word in typed if not word.startswith("optimizer.lr=")]
+    command = shlex.join(["refresher", "train", *flags, *kept, f"optimizer.lr={found.suggestion:.2g}"])
+    print(f"curve: {tuned.picture}\nnext: {command}")
     return 0
 
 

@@ -223,7 +223,11 @@ def _lines(curve: Curve | PRCurve, title: str) -> bytes:
             axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         else:
             drawn = {name: (curve.x, y) for name, y in curve.lines.items()}
-            axes.set(xlabel=curve.x_title, ylabel=curve.y_title)
+            axes.set(xlabel=curve.x_title, ylabel=curve.y_title, xscale=curve.x_scale)
+            if curve.x_scale == "log":
+                axes.xaxis.set_major_formatter("{x:g}")
+            for number, (name, x) in enumerate(curve.marks.items(), start=len(drawn)):
+                axes.axvline(x, label=f"{name} {x:.3g}", linestyle=":", color=f"C{number % 10}")
         named = len(drawn) <= MOST_LINES_NAMED
         for number, (name, (x, y)) in enumerate(drawn.items()):
             style: dict[str, Any] = (
@@ -232,7 +236,7 @@ def _lines(curve: Curve | PRCurve, title: str) -> bytes:
             axes.plot(x.detach().cpu().numpy(), y.detach().cpu().numpy(), label=name, **style)
         axes.grid(alpha=0.3)
         axes.set_title(title, fontsize=11)
-        if named and len(drawn) > 1:
+        if (named and len(drawn) > 1) or getattr(curve, "marks", {}):
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})

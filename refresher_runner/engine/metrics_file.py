@@ -138,7 +138,7 @@ def decode(value: Any) -> Loggable | None:
     def restored(name: str, field: Any) -> Any:
         if isinstance(field, dict):
             return {key: restored("", inner) for key, inner in field.items()}
-        if isinstance(field, str):
+        if isinstance(field, (str, int, float)):
             return field
         names = name in ("rows", "columns", "classes")
         return tuple(field) if names else torch.tensor(_floats(field))

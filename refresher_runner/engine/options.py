@@ -14,6 +14,7 @@ class TrainerOptions:
     """Values are in conf/trainer/default.yaml, each with a line on what it does."""
 
     duration: Duration
+    budget: Time | None
     validate_every: Duration
     save_every: Duration
     log_every: Positive

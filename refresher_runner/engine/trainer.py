@@ -91,16 +91,15 @@ class Trainer:
         self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps_per_epoch = len(train) // options.accumulate
         assert self.steps_per_epoch > 0, "an epoch holds less than one step"
-        self.total_steps = options.duration.steps(self.steps_per_epoch)
+        total_steps = options.duration.steps(self.steps_per_epoch)
+        assert total_steps is not None, "a time becomes steps before there is a trainer: engine/budget.py"
+        self.total_steps = total_steps
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self) -> None:
         """Train from where progress stands to the end. Raises TrainingError, or Interrupted after saving."""
-        self.task.train()
-        self._start = time.perf_counter() - self.progress.elapsed
-        self._saved_at = self._validated_at = self.progress.elapsed
-        self._saved = True  # until a save fails
+        self.begin()
         try:
             with self._profiler() as after_step:
                 self._fit(after_step)
@@ -109,10 +108,17 @@ class Trainer:
             stop.cure = f"refresher resume {self.run} goes on from step {self.progress.step}"
             raise
 
+    def begin(self) -> None:
+        """The clocks run from here."""
+        self.task.train()
+        self._start = time.perf_counter() - self.progress.elapsed
+        self._saved_at = self._validated_at = self.progress.elapsed
+        self._saved = True  # until a save fails
+        self.window.start()
+
     def _fit(self, after_step: Callable[[], None]) -> None:
         progress, options = self.progress, self.options
-        self.window.start()
-        for batches in self._steps():
+        for batches in self.steps():
             if self._due(options.validate_every, self._validated_at) and progress.validated_step != progress.step:
                 self.validate()
             elif self._due(options.save_every, self._saved_at):
@@ -121,14 +127,7 @@ class Trainer:
                 break
             if signum := self._stop_requested():
                 raise Interrupted(signum)
-            self._train_step(batches)
-            progress.step += 1
-            progress.batch += options.accumulate
-            if progress.batch == self.steps_per_epoch * options.accumulate:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-            progress.elapsed = self._elapsed()
-            if progress.step % options.log_every == 0:
-                self._log_window()
+            self.advance(batches, lr_factor(self.schedule, progress.step, self.total_steps))
             after_step()
         if len(self.window):
             self._log_window()
@@ -137,11 +136,22 @@ class Trainer:
         if not self._saved:
             self.save(final=True)
 
-    def _train_step(self, batches: list[Any]) -> None:
+    def advance(self, batches: list[Any], factor: float) -> None:
+        """One step at `factor` of each learning rate, and what is said of it."""
+        progress, options = self.progress, self.options
+        self._train_step(batches, factor)
+        progress.step += 1
+        progress.batch += options.accumulate
+        if progress.batch == self.steps_per_epoch * options.accumulate:
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.elapsed = self._elapsed()
+        if progress.step % options.log_every == 0:
+            self._log_window()
+
+    def _train_step(self, batches: list[Any], factor: float) -> None:
         """One optimizer step on the mean gradient of `batches`."""
         if self.world.size > 1:  # else every rank would draw the same dropout
             seed_step(self.seed, self.progress.step, self.world.rank)
-        factor = lr_factor(self.schedule, self.progress.step, self._total())
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
         self.optimizer.zero_grad()
@@ -161,7 +171,7 @@ class Trainer:
         if self.ema:
             self.ema.update(self.progress.step)
 
-    def _steps(self) -> Iterator[list[Any]]:
+    def steps(self) -> Iterator[list[Any]]:
         """The batches of every step from where progress stands, for ever."""
         size = self.options.accumulate
         while True:
@@ -207,7 +217,7 @@ class Trainer:
         position = {
             "optim/lr": float(self.optimizer.param_groups[0]["lr"]),
             "progress/epoch": progress.epoch + progress.batch / (self.steps_per_epoch * self.options.accumulate),
-            "progress/fraction": self._fraction(),
+            "progress/fraction": min(progress.step / self.total_steps, 1.0),
         }
         self.sink.log({**report, **position}, progress.step)
 
@@ -293,26 +303,13 @@ class Trainer:
 
     # ---------------------------------------------------------------- when
 
-    def _total(self) -> float:
-        """Length of the run in steps; for a run of so many minutes, as the pace so far foretells."""
-        if self.total_steps is not None:
-            return self.total_steps
-        return max(self.progress.step, 1) / max(self._fraction(), 1e-9)
-
-    def _fraction(self) -> float:
-        seconds = self.options.duration.seconds
-        done = self.progress.elapsed / seconds if seconds is not None else self.progress.step / self.total_steps  # type: ignore[operator]
-        return min(done, 1.0)
-
     def _done(self) -> bool:
         """The duration is over, or patience is; every rank agrees."""
         patience = self.options.patience
-        return self._fraction() >= 1.0 or (patience is not None and self.progress.stale >= patience)
+        return self.progress.step >= self.total_steps or (patience is not None and self.progress.stale >= patience)
 
     def _elapsed(self) -> float:
-        """Seconds so far; where the run's length goes by them, ranks agree."""
-        own = time.perf_counter() - self._start
-        return own if self.options.duration.seconds is None else self.world.largest(own, self.device)
+        return time.perf_counter() - self._start
 
     def _due(self, every: Any, last: float) -> bool:
         steps = every.steps(self.steps_per_epoch)

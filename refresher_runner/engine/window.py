@@ -30,6 +30,10 @@ class Window:
             self.parts.setdefault(name, []).append(part.detach())
         self.samples += samples
 
+    def latest(self) -> float:
+        """The loss of the last step, if it is of this window."""
+        return float(torch.stack(self.losses[-self.accumulate :]).mean())
+
     def add_norm(self, norm: Tensor) -> None:
         """The gradient's norm before clipping, once a step."""
         self.norms.append(norm)

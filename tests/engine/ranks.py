@@ -22,7 +22,7 @@ if __name__ == "__main__":
     loaders: dict[str, Any] = {"train": ToyLoader(batch_size=16, **share), "val": ToyLoader(32, **share)}
     length: dict[str, Any] = {"duration": "12 steps"}
     if how == "timed":
-        length = {"duration": "1 seconds", "validate_every": "0.3 seconds", "save_every": "0.1 seconds"}
+        length = {"duration": "60 steps", "validate_every": "0.1 seconds", "save_every": "0.05 seconds"}
     made = trainer(
         folder,
         lambda: Toy(0.0, batch_norm=how == "timed"),

@@ -71,7 +71,8 @@ def test_what_one_rank_saved_two_can_resume_and_back(tmp_path: Path, strategy: s
 def test_ranks_agree_on_the_clock_and_draw_apart(tmp_path: Path) -> None:
     two_ranks(tmp_path, "fsdp", "timed")
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert one["progress"]["step"] > 10
+    for rank in (one, other):
+        del rank["progress"]["elapsed"]  # each has its own clock, and rank 0's says when to look
     assert one["progress"] == other["progress"]
     assert one["lr"] == other["lr"]
     assert not torch.equal(one["draw"], other["draw"])

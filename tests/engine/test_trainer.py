@@ -279,13 +279,13 @@ def test_the_first_nan_ends_the_run_and_reaches_no_checkpoint(tmp_path: Path, wh
     made = trainer(tmp_path, lambda: Toy(batch_norm=True), ema_decay=0.9, validate_every="4 steps")
     step = made._train_step
 
-    def poisoned(batches: list[Points]) -> None:
+    def poisoned(batches: list[Points], factor: float) -> None:
         count = made.progress.step + 1
         if count == at and where == "loss":
             batches = [Points(b.x * float("nan"), b.y) for b in batches]
         if count == at and where == "gradient":
             made.task.net[0].weight.register_hook(lambda g: g * float("inf"))  # type: ignore[union-attr,operator]
-        step(batches)
+        step(batches, factor)
         with torch.no_grad():
             if count == at and where == "weight":
                 made.task.net[0].weight[0, 0] = float("nan")  # type: ignore[index,union-attr]
@@ -330,15 +330,14 @@ def test_nan_is_never_the_best(tmp_path: Path, mode: str) -> None:
     assert any("val/score is nan" in text for text in made.sink.warnings)  # type: ignore[attr-defined]
 
 
-def test_durations_count_steps_epochs_and_time(tmp_path: Path) -> None:
+def test_durations_count_steps_and_epochs_and_looks_are_timed_too(tmp_path: Path) -> None:
     epochs = trainer(tmp_path / "a", duration="3 epochs", accumulate=2)
     epochs.fit()
     assert (epochs.progress.step, epochs.progress.epoch, epochs.progress.batch) == (12, 3, 0)
-    timed = trainer(tmp_path / "b", duration="0.3 seconds", validate_every="0.1 seconds", save_every="0.05 seconds")
+    timed = trainer(tmp_path / "b", duration="400 steps", validate_every="0.05 seconds", save_every="0.03 seconds")
     timed.fit()
-    assert timed.progress.elapsed >= 0.3
-    assert len(timed.sink.series("val/loss")) >= 2  # type: ignore[attr-defined]
-    assert float(timed.optimizer.param_groups[0]["lr"]) < 1e-2  # the schedule goes by time, too
+    assert 2 <= len(timed.sink.series("val/loss")) < 400  # type: ignore[attr-defined]
+    assert timed.progress.elapsed >= 0.05 * (len(timed.sink.series("val/loss")) - 1)  # type: ignore[attr-defined]
 
 
 def test_overfitting_sees_the_same_batches_for_ever(tmp_path: Path) -> None:
@@ -417,8 +416,8 @@ def _stop_before(made, at: int) -> None:  # type: ignore[no-untyped-def]
     """A SIGTERM that arrives while step number `at` is being prepared."""
     step = made._train_step
 
-    def counted(batches: list[Points]) -> None:
-        step(batches)
+    def counted(batches: list[Points], factor: float) -> None:
+        step(batches, factor)
         if made.progress.step + 1 == at:
             signals._received = 15
 

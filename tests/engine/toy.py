@@ -82,6 +82,7 @@ class Tape:
 def options(**changes: Any) -> TrainerOptions:
     values: dict[str, Any] = {
         "duration": "20 steps",
+        "budget": None,
         "validate_every": "10 steps",
         "save_every": "1 hours",
         "log_every": 5,

@@ -23,7 +23,7 @@ from refresher_runner.sweep.watch import print_failures
 from tests.processes import left
 from tests.sweep.commands import HERE, QUICK, TROUBLED, began, only_sweep, refresher, start, states, wait_for
 
-LASTING = ["trainer.duration=5 minutes", "trainer.validate_every=100 steps", "trainer.log_every=100"]
+LASTING = ["trainer.duration=1000000 steps", "trainer.validate_every=100 steps", "trainer.log_every=100"]
 
 
 @pytest.fixture(scope="module")
