@@ -89,7 +89,9 @@ def test_every_model_leaves_a_whole_run(model: str, capsys: pytest.CaptureFixtur
     typed = [*on_digits(model), *SMOKE]
     run = train(*typed)
 
-    assert compose_stored(run) == compose(typed)
+    config, stored = compose(typed)
+    del config["sweep"]  # how it was launched
+    assert compose_stored(run) == (config, stored)
     record = run.read_record()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert record["git"] == {"commit": commit, "dirty": True}
@@ -154,7 +156,10 @@ OPTIONS: dict[str, tuple[list[str], Callable[[RunDir], bool]]] = {
     "auto precision": (["trainer.precision=auto"], lambda run: run.read_record()["precision"] in ("bf16", "fp32")),
     "channels_last": (["trainer.channels_last=true", "model=cnn"], lambda run: run.read_status()["step"] == 4),
     "deterministic": (["trainer.deterministic=true"], lambda run: torch.are_deterministic_algorithms_enabled()),
-    "budget": (["trainer.budget=1 seconds"], lambda run: run.read_status()["step"] == run.read_record()["budget"]["steps"]),
+    "budget": (
+        ["trainer.budget=1 seconds", "trainer.validate_every=1 minutes"],
+        lambda run: run.read_status()["step"] == run.read_record()["budget"]["steps"],
+    ),
     "duration in epochs": (["trainer.duration=3 epochs"], lambda run: run.read_status()["step"] == 6),
     "ema_decay": (["trainer.ema_decay=0.5"], changed),
     "grad_clip": (["trainer.grad_clip=0.1"], lambda run: series(run, "optim/grad_norm")[4] > 0.1),
