@@ -1,4 +1,5 @@
-"""Who judges drawn pictures: a classifier of the same data, another run's by name, or a small one that is trained once and kept.
+"""Who judges drawn pictures: a classifier of the same data, another run's by name, or a small one that is trained once and kept; and, a
+run of clip by name, whether they fit their captions.
 
 The small one is an instrument, not a model to play with: its values are fixed here, so that runs on one data set, cut alike, are measured
 alike. Free of torch until used.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from refresher_runner.nn.classify import Classifier
     from refresher_runner.nn.judge import Judge
+    from refresher_runner.task import Scorer, Task
 
 AUTO = "auto"
 STEPS, LR = 1000, 3e-3
@@ -40,33 +42,58 @@ SMALL: dict[str, Any] = {
 }
 
 
+def seat_judges(task: Task, settings: Settings, data: DataModule[Any], device: torch.device) -> None:
+    """Whoever has an opinion of what a task draws, data being prepared. Raises as `judge_for` does."""
+    if task.draws:
+        task.judge, task.scorer, task.reader = judge_for(settings, data, device), scorer_for(settings, data, device), data.reader
+
+
 def judge_for(settings: Settings, data: DataModule[Any], device: torch.device) -> Judge | None:
     """The judge that a configuration asks for, of data that are prepared; None where it wants none.
 
     Raises ConfigError or CheckpointError where the run that is named has none to give.
     """
+    from refresher_runner.nn.classify import Classifier
+    from refresher_runner.nn.judge import Judge
+
     wanted = settings.run.judge
     if wanted is None:
         return None
-    return _small(settings, data, device) if wanted == AUTO else _of_run(wanted, data.spec, device)
+    if wanted != AUTO:
+        task, name = _of_run(wanted, data.spec)
+        if isinstance(task, Classifier):
+            return Judge(task.to(device), name)
+    return _small(settings, data, device)
 
 
-def _of_run(name: str, spec: Spec, device: torch.device) -> Judge:
+def scorer_for(settings: Settings, data: DataModule[Any], device: torch.device) -> Scorer | None:
+    """The run of clip that is named as the judge, to tell how well pictures fit captions; None where none is."""
+    from refresher_runner.nn.judge import Matcher
+    from refresher_runner.task import Scorer
+
+    wanted = settings.run.judge
+    task, _ = _of_run(wanted, data.spec) if wanted not in (None, AUTO) else (None, "")
+    return Matcher(task.to(device)) if isinstance(task, Scorer) else None
+
+
+def _of_run(name: str, spec: Spec) -> tuple[Task, str]:
+    """The task of a run that can judge pictures of such data, and what to call it."""
     from omegaconf import OmegaConf
 
     from refresher_runner.nn.classify import Classifier
-    from refresher_runner.nn.judge import Judge
+    from refresher_runner.task import Scorer
 
     saved = pretrained(name, "judge")
     if saved.spec != Spec.from_dict(spec.to_dict()):
         raise ConfigError("learnt from other data than this run does", key="judge", value=name, cure="a run with the same data=, or auto")
     model = check(OmegaConf.to_container(OmegaConf.create(saved.state["config"]), resolve=True)).model  # type: ignore[arg-type]
-    task = MODELS.builder(model.name)(saved.spec, **model.options)
-    if not isinstance(task, Classifier):
-        raise ConfigError(f"is a run of {model.name}, no classifier", key="judge", value=name, cure="a run of cnn, mlp or resnet, or auto")
+    task: Task = MODELS.builder(model.name)(saved.spec, **model.options)
+    if not isinstance(task, Classifier | Scorer):
+        cure = "a run of cnn, mlp, resnet or clip, or auto"
+        raise ConfigError(f"is a run of {model.name}, no classifier", key="judge", value=name, cure=cure)
     check_fit(task, saved.weights, saved.path)
     task.load_state_dict(saved.weights)
-    return Judge(task.to(device), f"{model.name}, {saved.path}")
+    return task, f"{model.name}, {saved.path}"
 
 
 def _small(settings: Settings, data: DataModule[Any], device: torch.device) -> Judge:

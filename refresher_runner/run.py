@@ -17,7 +17,7 @@ from refresher_runner.engine.launch import as_rank, launch
 from refresher_runner.engine.outcome import held
 from refresher_runner.engine.rundir import RunDir, write_atomically
 from refresher_runner.errors import CheckpointError, Interrupted, TrainingError
-from refresher_runner.judges import judge_for
+from refresher_runner.judges import seat_judges
 from refresher_runner.parts import Computer, Parts, assemble, computer_for, data_for, loaders_for, place, restored, trainer_for
 from refresher_runner.report import Prediction
 from refresher_runner.restore import Saved, check_data, newest, saved_by
@@ -57,8 +57,7 @@ def test(run: RunDir, settings: Settings, *, checkpoint: str) -> dict[str, float
     check_data(data.spec, saved)
     data.prepare()
     task = restored(saved, settings, computer)
-    if task.draws:
-        task.judge, task.reader = judge_for(settings, data, computer.device), data.reader
+    seat_judges(task, settings, data, computer.device)
     loader = loaders_for(data, settings, computer)["test"]
     report = evaluate(task, loader, "test", device=computer.device, precision=computer.precision, seed=settings.run.seed)
     return {tag: value for tag, value in report.items() if isinstance(value, float)}
@@ -105,8 +104,7 @@ def _work(run: RunDir | None, settings: Settings, stored: str, command: Sequence
             ending.enter_context(held(run, world))
             saved = newest(run, warnings.append)
         parts = assemble(settings, computer, saved)
-        if parts.task.draws:
-            parts.task.judge, parts.task.reader = judge_for(settings, parts.data, computer.device), parts.data.reader
+        seat_judges(parts.task, settings, parts.data, computer.device)
         world.join(computer.device)
         loaders = loaders_for(parts.data, settings, computer)
         place(parts.task, settings, computer)

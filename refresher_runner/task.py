@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -66,6 +66,14 @@ class Reader(Protocol):
     def __call__(self, pixels: Tensor, asked: Tensor, /) -> Tensor: ...
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """Who puts pictures and captions into one space, each of length 1: images (B, C, S, S) and captions (B, T) -> (B, D)."""
+
+    def encode_image(self, images: Tensor, /) -> Tensor: ...
+    def encode_text(self, captions: Tensor, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Borrowed:
     """A part of a task that begins with the weights of another run: the option that names the run, the run, the part, what the names of its
@@ -87,6 +95,7 @@ class Task(nn.Module, ABC):
     draws: ClassVar[bool] = False  # whether it draws pictures that a judge can have an opinion of
     judge: Judge | None = None  # given by who runs such a task; it is no part of the task's state
     reader: Reader | None = None  # likewise
+    scorer: Scorer | None = None  # likewise
 
     @abstractmethod
     def step(self, batch: Any) -> Output:

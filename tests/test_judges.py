@@ -9,7 +9,7 @@ import torch
 
 from refresher_runner.compose import checked, compose
 from refresher_runner.errors import CheckpointError, ConfigError
-from refresher_runner.judges import judge_for
+from refresher_runner.judges import judge_for, scorer_for
 from refresher_runner.registry import DATASETS
 from refresher_runner.spec import Placement
 from tests.inside import trained as train
@@ -70,6 +70,23 @@ def test_a_run_of_a_classifier_judges():
     head = torch.load(run.checkpoints / "best.pt", weights_only=True)["task"]
     weight, bias = (next(v for k, v in reversed(head.items()) if k.endswith(end)) for end in (".weight", ".bias"))
     torch.testing.assert_close(features @ weight.T + bias, logits)
+
+
+def test_a_run_of_clip_scores_pictures_and_captions():
+    few = ["data=captioned_shapes", "data.train_count=16", "data.val_count=8", "data.test_count=8", "data.batch_size=8"]
+    quick = ["trainer=smoke", "trainer.duration=1 steps", "trainer.threads=1", "trainer.loggers=[]", "trainer.test=false"]
+    run = train("model=clip", "model.width=8", "model.text_width=16", *few, *quick)
+    settings = checked(*compose(["model=latent_diffusion", *few, f"judge={run}"]))
+    data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    data.prepare()
+    batch, scorer = next(iter(data.test_loader(Placement()).batches(0))), scorer_for(settings, data, CPU)
+    assert scorer is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        image, text = scorer.encode_image(batch.images), scorer.encode_text(batch.captions)
+    assert image.dtype == text.dtype == torch.float32
+    torch.testing.assert_close(torch.stack([image, text]).norm(dim=-1), torch.ones(2, 8))
+    settings = checked(*compose(["model=latent_diffusion", *few]))
+    assert scorer_for(settings, data, CPU) is None
 
 
 def test_who_cannot_judge_is_refused():

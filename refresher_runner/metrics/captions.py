@@ -1,4 +1,6 @@
-"""Whether pictures show what captions say, by what a reader finds on them.
+"""Whether pictures show what captions say, by what a reader finds on them, or how like they are in a space that both are put into.
+
+Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", 2021. https://arxiv.org/abs/2104.08718
 
 Letters: B pictures, A aspects (colour, shape, ...), -1 for an aspect that a picture or a caption has not.
 """
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 
 from refresher_runner.report import Loggable, Matrix, Report
+from refresher_runner.task import Scorer
 
 NONE = "none"
+WEIGHT = 2.5  # of CLIPScore
 OTHER = "other "  # what the name of an aspect begins with where it is that of a second thing
 
 
@@ -33,6 +37,15 @@ def read_back(aspects: tuple[tuple[str, tuple[str, ...]], ...], asked: Tensor, f
         if len(both) == 1 and whole.any():
             report["as_asked/relation"] = right[whole, both[0]].double().mean().item()
     return report
+
+
+def clip_score(scorer: Scorer, images: Tensor, captions: Tensor) -> float:
+    """2.5 max(cos, 0) of pictures and captions, section 3, a mean. Both as a batch has them: (B, C, S, S) and (B, T).
+
+    The paper's is by the CLIP of its authors: compare figures of one scorer alone.
+    """
+    cosine = (scorer.encode_image(images).float() * scorer.encode_text(captions).float()).sum(-1)
+    return WEIGHT * cosine.clamp(min=0).mean().item()
 
 
 def _confusion(wanted: Tensor, got: Tensor, values: tuple[str, ...]) -> Matrix:

@@ -15,7 +15,8 @@ a transformer's vectors of the words y. Both phases are of one run, and which of
 
 Differs: E and D have neither a discriminator nor a perceptual loss (section 3.1) but a likelihood of pixels, its deviation learnt, as in
 `vae`; what diffuses is E's mean, not a draw. The U-Net may be asked for eps, x0 or v; it is that of `ddpm`, whose places look at one
-another and at the words, without a feed-forward layer after. tau_theta learns from the captions alone. The t of a batch lie evenly.
+another and at the words, without a feed-forward layer after. tau_theta learns from the captions alone, or is a clip's, as it is. The t of a
+batch lie evenly.
 
 Letters: B pictures, C channels, n = H = W pixels, x pixels in [0, 1]; c latents at each of m x m places, z (B, c, m, m) of unit variance;
 y captions (B, T), S = T tokens of a context; t = 0 .. T - 1 moments; the rest as in nn/diffusion.py.
@@ -263,6 +264,12 @@ class LatentDiffusion(Task):
             from refresher_runner.metrics.generation import judged
 
             report |= judged(self.judge, batch.images, self.spec.normalise(drawn), None, self.spec.classes)
+        if len(drawn) and self.scorer is not None:
+            from refresher_runner.metrics.captions import clip_score
+
+            y = batch.captions[: len(drawn)]
+            report["clip_score"] = clip_score(self.scorer, self.spec.normalise(drawn), y)
+            report["clip_score_of_real"] = clip_score(self.scorer, batch.images[: len(drawn)], y)
         return report
 
     @torch.no_grad()
@@ -410,6 +417,9 @@ def build_latent_diffusion(
         dropout=dropout,
         context_dim=dim,
     )
+    borrowed = [Borrowed("model.autoencoder", autoencoder, of_pixels)] if autoencoder else []
+    if text is not None:
+        borrowed.append(Borrowed("model.text", text, of_words.requires_grad_(False), "text.", words=True))
     return LatentDiffusion(
         spec,
         of_pixels,
@@ -420,7 +430,7 @@ def build_latent_diffusion(
         beta=beta,
         target=target,
         caption_dropout=caption_dropout,
-        borrowed=[Borrowed("model.autoencoder", autoencoder, of_pixels)] if autoencoder else [],
+        borrowed=borrowed,
         drawing=Drawing(
             Sampling(sampler, steps, eta, variance),
             guidance,

@@ -223,7 +223,7 @@ def test_truncated_noise_is_truncated():
 def test_what_is_seen():
     task, data = woken(latent()), batch()
     task.reader = lambda pixels, asked: asked.where(torch.arange(len(asked))[:, None] > 0, -1)
-    task.judge = Judging()
+    task.judge, task.scorer = Judging(), Scoring()
     before = copy.deepcopy(task.state_dict())
     with torch.no_grad():
         report = task.observe(data)
@@ -235,6 +235,7 @@ def test_what_is_seen():
     assert report["as_asked/caption"] == pytest.approx(5 / 6)
     assert matrix.values.tolist() == [[2, 0, 1], [0, 3, 0]]
     assert "judge_frechet_distance" in report
+    assert report["clip_score"] == report["clip_score_of_real"] == pytest.approx(2.5 * 0.6)
     assert "samples" not in latent().eval().observe(data)  # before there is anything to draw by
 
 
@@ -243,6 +244,16 @@ class Judging:
 
     def __call__(self, images):
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
+
+
+class Scoring:
+    """Pictures and captions at an angle whose cosine is 0.6."""
+
+    def encode_image(self, images):
+        return torch.tensor([[1.0, 0.0]]).expand(len(images), -1)
+
+    def encode_text(self, captions):
+        return torch.tensor([[0.6, 0.8]]).expand(len(captions), -1)
 
 
 # -------------------------------------------------------------------- predicting
@@ -361,19 +372,24 @@ def test_it_learns_to_draw_what_two_captions_say():
 
 
 @pytest.mark.usefixtures("as_it_was")
-def test_it_begins_with_the_autoencoder_of_a_vae():
+def test_it_begins_with_the_autoencoder_of_a_vae_and_keeps_the_words_of_a_clip():
     few = ["data=captioned_shapes", "data.train_count=16", "data.val_count=8", "data.test_count=8", "data.batch_size=8", "judge=null"]
     short = [*few, "trainer=smoke", "trainer.duration=1 steps", "trainer.threads=1", "trainer.loggers=[]", "trainer.test=false"]
     sizes = ["model.latents=2", "model.width=8", "model.multipliers=[1,1]"]
     vae = trained("model=vae", "model.maps=true", "model.likelihood=gaussian", *sizes, *short)
     learnt = torch.load(vae.checkpoints / "best.pt", weights_only=True)
+    clip = trained("model=clip", "model.width=8", "model.text_width=16", "model.text_depth=1", "model.joint_dim=8", *short)
+    words = torch.load(clip.checkpoints / "best.pt", weights_only=True)
     small = [f"model.{key}={value}".replace(" ", "") for key, value in SMALL.items()]
-    run = trained(
-        "model=latent_diffusion", f"model.autoencoder={vae}", *small, "model.autoencoder_steps=0", "optimizer.restarts=[]", *short
-    )
+    named = [f"model.autoencoder={vae}", f"model.text={clip}", "model.autoencoder_steps=0", "optimizer.restarts=[]"]
+    run = trained("model=latent_diffusion", *small, *named, *short)
     saved = torch.load(run.checkpoints / "last.pt", weights_only=True)["task"]
     theirs = {**learnt["task"], **(learnt.get("ema") or {})}
     assert all(torch.equal(value, saved[f"autoencoder.{name}"]) for name, value in theirs.items())
+    heard = {**words["task"], **(words.get("ema") or {})}
+    heard = {name: value for name, value in heard.items() if name.startswith("text.") and value.is_floating_point()}
+    assert heard
+    assert all(torch.equal(value, saved[name]) for name, value in heard.items())
     assert saved["scale"] > 0
     record = run.read_record()["borrowed"]["model.autoencoder"]
     assert (record["run"], record["path"]) == (learnt["run"], str((vae.checkpoints / "best.pt").resolve()))
