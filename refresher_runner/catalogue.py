@@ -13,7 +13,7 @@ from refresher_runner.engine.record import cpu_name, installed_versions
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 
 _REGISTRIES = {"models": MODELS, "data": DATASETS, "optimizers": OPTIMIZERS}
-_GROUPS = {"trainers": "trainer", "experiments": "experiment", "debug": "debug"}
+_GROUPS = {"trainers": "trainer", "experiments": "experiment", "debug": "debug", "sweeps": "sweep"}
 _LIBRARIES = ("torch", "torchvision", "torchmetrics", "tensorboard", "hydra-core", "omegaconf", "numpy", "scikit-learn", "pillow")
 
 

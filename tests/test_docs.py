@@ -81,7 +81,7 @@ def lay_out_boxes(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the documents speak of, and a run."""
+    """A folder with the files that the documents speak of, and two runs."""
     desk = tmp_path_factory.mktemp("desk")
     for folder in ("folder", *(f"{root}/{kind}" for root in ("photos", "my_pictures") for kind in ("cat", "dog"))):
         (desk / folder).mkdir(parents=True)
@@ -100,7 +100,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (desk / "my_texts" / name).mkdir(parents=True)
         for number in range(20):
             (desk / "my_texts" / name / f"{number}.txt").write_text(f"This is number {number}, and it is {name}.", encoding="utf-8")
-    assert main(["train", "model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]"]) == 0
+    for seed in (0, 1):
+        typed = ["model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]", f"seed={seed}"]
+        assert main(["train", *typed]) == 0
     return desk
 
 
@@ -133,6 +135,7 @@ def quickly(line: str) -> list[str]:
         words = [*words, f"data.root={'my_captions' if here == 'captions' else 'my_boxes'}"]
     if config["data"].get("binarise") and here != data:
         words = [*words, "~data.binarise"]  # which digits do not have
+    words = ["sweep.trials=2" if word.startswith("sweep.trials=") else word for word in words]
     return [*words, *FEW.get(here, []), *DRAWN.get(config["model"]["name"], []), *QUICK]
 
 

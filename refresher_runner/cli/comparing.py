@@ -6,13 +6,16 @@ import sys
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refresher_runner.cli.words import Outputs, app, complete_run, find
 from refresher_runner.console import print_table
 from refresher_runner.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from refresher_runner.engine.rundir import RunDir
 
 
 class State(str, Enum):
@@ -66,20 +69,28 @@ def runs(
 
 @app.command(rich_help_panel="Look")
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", autocompletion=complete_run)], outputs: Outputs = Path("outputs")
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs, or folders of runs.", autocompletion=complete_run)],
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw their curves too: .png, .svg or .pdf.", dir_okay=False)] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Curves to draw, such as val/accuracy.")] = None,
+    outputs: Outputs = Path("outputs"),
 ) -> int:
-    """Runs side by side: what differs in configuration, code and environment, and every metric."""
+    """Runs side by side: what differs in configuration, code and environment, and every metric; with --plot, their curves."""
     from refresher_runner.runs import compare as compare_
     from refresher_runner.runs import summarise
 
-    if len(names) < 2:
+    found = [summarise(run) for name in names for run in _runs_of(name, outputs)]
+    if len(found) < 2:
         raise UsageError("needs two runs or more", key="compare", value=" ".join(names))
-    found = [summarise(find(name, outputs)) for name in names]
     for section, rows in compare_(found).items():
         if rows:
             print_table([section, *(s.run.path.name for s in found)], [[key, *values] for key, values in rows.items()])
         else:
             print(f"{section}: the same\n")
+    if plot:
+        from refresher_runner.sweep.curves import draw_curves
+
+        draw_curves(found, plot, tags or ())
+        print(f"curves: {plot}")
     return 0
 
 
@@ -106,15 +117,24 @@ def tensorboard(
 
 def _print_runs(folder: Path, sort: str, asked: Mapping[str, Any]) -> None:
     """A row for each run."""
-    from refresher_runner.runs import find, show
+    from refresher_runner.runs import select, show
+    from refresher_runner.sweep.leaderboard import entries_of
 
     extra = [key for key in asked["filters"] if key not in ("model", "data")]
     rows = []
-    for s in find(folder, sort=sort, **asked):
+    for s in select(entries_of(folder), sort=sort, **asked):
         names = [str(s.run), show(s.value("model")), show(s.value("data")), s.state, show(s.status.get("step"))]
         goal = [show(s.goal.get("metric")), show(s.best), show(s.tested)]
         rows.append([*names, *goal, show(s.value("seed")), " ".join(s.tags), *(show(s.value(key)) for key in extra)])
     print_table(["run", "model", "data", "state", "step", "goal", "best", "test", "seed", "tags", *extra], rows)
+
+
+def _runs_of(name: str, outputs: Path) -> list[RunDir]:
+    """The run that is typed, or every run below the folder that is. Raises RunError."""
+    from refresher_runner.engine.rundir import RunDir
+
+    below = RunDir.all(name) if Path(name).is_dir() and not Path(name, "config.yaml").is_file() else []
+    return below or [find(name, outputs)]
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ class Kind(str, Enum):
     """What `list` lists."""
 
     models, data, optimizers, trainers, experiments, debug = "models", "data", "optimizers", "trainers", "experiments", "debug"
+    sweeps = "sweeps"
 
 
 @app.command("list", rich_help_panel="Look")

@@ -119,6 +119,8 @@ def _tell(folder: SweepDir) -> int:
     jobs = folder.jobs()
     failed = [job for job in jobs if job.state not in DONE]
     print_failures(failed)
+    for board in write_boards(folder.path):
+        print_board(board)
     print(f"sweep: {folder}\nnext: refresher runs {folder}   refresher tensorboard {folder}", end="")
     print(f"   refresher resume {folder}" if failed else "")
     return 1 if failed else 0

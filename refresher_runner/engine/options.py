@@ -64,11 +64,18 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How many runs are launched together; no part of any of them. Values are in conf/sweep/grid.yaml."""
+    """Which runs are launched, and how many together; no part of any of them. Values are in conf/sweep/."""
 
     jobs: Positive | Literal["auto"]
     time_limit: Time | None
     resume: bool
+    search: Literal["grid", "random", "tpe", "cmaes", "nsga2"]
+    trials: Positive | None
+    objectives: list[str]
+    prune: Literal["median", "halving"] | None
+    startup: Positive
+    grace: Positive
+    seed: NonNegative
 
 
 Options = TypeVar("Options", TrainerOptions, ScheduleOptions, RunOptions, SweepOptions)

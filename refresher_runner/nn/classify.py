@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.nn.pictures import picture_files
-from refresher_runner.report import Images, Prediction, Report
+from refresher_runner.report import Embedding, Images, Prediction, Report
 from refresher_runner.spec import ImageBatch, ImageSpec
 from refresher_runner.task import Goal, Metric, Output, Task
+
+SHOWN = 256  # pictures in TensorBoard's projector
 
 
 class Classifier(Task):
@@ -44,16 +46,20 @@ class Classifier(Task):
         return classification_metrics(self.spec.classes)
 
     def observe(self, batch: ImageBatch) -> Report:
-        """The most confident mistakes of the batch."""
-        p, predicted = self.network(batch.images).float().softmax(-1).max(-1)
+        """The most confident mistakes of the batch, and where the last layer, which tells the classes apart, finds its pictures."""
+        seen: list[Tensor] = []
+        with self.class_layers()[0].register_forward_hook(lambda _layer, inputs, _output: seen.append(inputs[0])):
+            p, predicted = self.network(batch.images).float().softmax(-1).max(-1)
+        labels = tuple(self.spec.classes[label] for label in batch.labels[:SHOWN].tolist())
+        places = Embedding(seen[0][:SHOWN].flatten(1).float(), labels, self.spec.pixels(batch.images[:SHOWN]))
         wrong = (predicted != batch.labels).nonzero().flatten()
         worst = wrong[p[wrong].argsort(descending=True)][:16]
         if len(worst) == 0:
-            return {}
+            return {"features": places}
         rows = zip(batch.labels[worst].tolist(), predicted[worst].tolist(), p[worst].tolist(), strict=True)
         names = self.spec.classes
         captions = tuple(f"{names[label]} taken for {names[guess]}, {confidence:.2f}" for label, guess, confidence in rows)
-        return {"mistakes": Images(self.spec.pixels(batch.images[worst]), captions)}
+        return {"mistakes": Images(self.spec.pixels(batch.images[worst]), captions), "features": places}
 
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
         """A row for every picture among the files and folders, with the two likeliest classes.

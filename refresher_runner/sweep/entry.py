@@ -11,7 +11,7 @@ from refresher_runner.engine.options import SweepOptions
 from refresher_runner.errors import ConfigError, RunError
 from refresher_runner.sweep.folder import DONE, Job, Point, SweepDir
 from refresher_runner.sweep.launching import create, engines, modules, pool_for
-from refresher_runner.sweep.points import grid, of_sweep, options_of
+from refresher_runner.sweep.points import grid, of_sweep, options_of, said_of
 from refresher_runner.sweep.preflight import preflight
 from refresher_runner.sweep.processes import Processes, processes
 
@@ -26,15 +26,19 @@ def sweep(typed: Sequence[str], config_dir: Path | None = None, source: Processe
             from refresher_runner.sweep.plugins import hand_over
 
             return hand_over(typed, config_dir, source)
+        if (asked := said_of(typed, config_dir)).search != "grid" or asked.prune:
+            from refresher_runner.sweep.search import search
+
+            return search(typed, config_dir, source)
         points = grid(typed, config_dir)
         source.expect(modules(points))
         options = options_of(points[0], typed, config_dir)
         begun = _same(points) if options.resume else None
-        parameters, gpus = preflight(points, source, here=not engines(typed, config_dir))
+        found = preflight(points, source, here=not engines(typed, config_dir))
         folder = begun or create(points[0], typed, config_dir, kind="grid", jobs=len(points))
         with folder.locked():
-            jobs = [folder.add(point, parameters=count) for point, count in zip(points, parameters, strict=True)]
-            _launch(folder, jobs, points, options, gpus, source)
+            jobs = [folder.add(point, parameters=count) for point, count in zip(points, found.parameters, strict=True)]
+            _launch(folder, jobs, points, options, found.gpus, source)
     return folder
 
 
@@ -49,6 +53,11 @@ def resume(folder: SweepDir, typed: Sequence[str] = (), source: Processes | None
         raise ConfigError("would make other jobs", key=key, value=value, cure="start a new sweep with refresher train -m")
     record = folder.record
     before, config_dir = list(record.get("overrides", [])), Path(record["config_dir"]) if record.get("config_dir") else None
+    if record.get("kind") == "search":
+        from refresher_runner.sweep.search import search
+
+        with _processes(source) as source:
+            return search([*before, *own], config_dir, source, folder)
     with folder.locked(), _processes(source) as source:
         if len(folder.jobs()) < record.get("jobs", 0):  # killed while it was laid out
             for point in grid(before, config_dir):
@@ -59,8 +68,8 @@ def resume(folder: SweepDir, typed: Sequence[str] = (), source: Processes | None
             return folder
         source.expect(modules(points))
         options = options_of(points[0], [*before, *own], config_dir)
-        _, gpus = preflight(points, source, here=not engines(before, config_dir))
-        _launch(folder, jobs, points, options, gpus, source)
+        found = preflight(points, source, here=not engines(before, config_dir))
+        _launch(folder, jobs, points, options, found.gpus, source)
     return folder
 
 

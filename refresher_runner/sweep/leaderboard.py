@@ -64,7 +64,7 @@ class Score:
 
     def __str__(self) -> str:
         if self.spread is None:
-            return f"{self.mean:.4g}"
+            return f"{self.mean:,.0f}" if abs(self.mean) >= 10_000 else f"{self.mean:.4g}"
         digits = 4 if not self.spread else max(0, 1 - math.floor(math.log10(self.spread)))  # two that count, of the spread
         return f"{self.mean:.{digits}f} ± {self.spread:.{digits}f}"
 
@@ -185,7 +185,7 @@ def varying(configs: Sequence[Mapping[str, Any]], typed: set[str]) -> tuple[str,
     What was `typed` for a run is never left out.
     """
     every = dict.fromkeys([*CHOICES, *(key for config in configs for key in config)])
-    differing = [key for key in every if len({_text(config.get(key, ABSENT)) for config in configs}) > 1]
+    differing = [key for key in every if len({text_of(config.get(key, ABSENT)) for config in configs}) > 1]
     kept: list[str] = []
     for key in differing:
         if not _follows(key, [choice for choice in kept if choice in CHOICES], configs) or key in typed:
@@ -214,7 +214,7 @@ def tied(one: Score, other: Score) -> bool:
 def _board(data: str, objectives: tuple[Objective, ...], runs: Sequence[Summary], *, by_goal: bool) -> Board:
     groups: dict[str, list[Summary]] = {}
     for run in runs:
-        groups.setdefault(_text(configuration(run.config)), []).append(run)
+        groups.setdefault(text_of(configuration(run.config)), []).append(run)
     configs = [configuration(group[0].config) for group in groups.values()]
     keys = varying(configs, set().union(*(typed_for(run) for run in runs)))
     rows = [
@@ -272,8 +272,7 @@ def _rank(row: Row, objectives: Sequence[Objective]) -> tuple[bool, bool, float]
 
 def _of_job(run: Summary, job: Job) -> Summary:
     """What the launcher knows of a run: that it waits, was pruned, or what was typed for it."""
-    command = run.record.get("command") or ["train", *job.overrides]
-    return replace(run, status={**run.status, "state": job.state}, record={**run.record, "command": command})
+    return replace(run, status={**run.status, "state": job.state}, record={**run.record, "command": ["train", *job.overrides]})
 
 
 def typed_for(run: Summary) -> set[str]:
@@ -286,9 +285,9 @@ def _follows(key: str, choices: Sequence[str], configs: Sequence[Mapping[str, An
     """Whether a key has one value wherever these choices are the same."""
     seen: dict[str, str] = {}
     return all(
-        seen.setdefault(_text([config.get(choice, ABSENT) for choice in choices]), value) == value
+        seen.setdefault(text_of([config.get(choice, ABSENT) for choice in choices]), value) == value
         for config in configs
-        for value in [_text(config.get(key, ABSENT))]
+        for value in [text_of(config.get(key, ABSENT))]
     )
 
 
@@ -306,7 +305,8 @@ def _goal(run: Summary) -> tuple[Objective, ...]:
     return (Objective(run.goal["metric"], run.goal["mode"]),)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """By which values, and configurations, are the same or not."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

@@ -128,11 +128,11 @@ def hand_over(typed: Sequence[str], config_dir: Path | None, source: Processes) 
     first = point_of([*everywhere, *(word for word in fixed if word not in own)], (), config_dir)
     options = options_of(first, typed, config_dir)
     source.expect(modules([first]))
-    _, gpus = preflight([first], source, here="hydra/launcher" not in engines(typed, config_dir))
+    found = preflight([first], source, here="hydra/launcher" not in engines(typed, config_dir))
     folder = create(first, typed, config_dir, kind="hydra/sweeper")
     words = [word for word in typed if word not in own]
     words += _ours(words, "hydra/launcher=slots", f"hydra.sweep.dir={folder.path / 'hydra'}")
-    with folder.locked(), pool_for(folder, source, options, [first.settings], gpus=gpus) as pool:
+    with folder.locked(), pool_for(folder, source, options, [first.settings], gpus=found.gpus) as pool:
         work = Work(folder, config_dir, everywhere, options.time_limit, pool)
         with explained(words, config_dir, sweeping=True):
             Hydra("refresher", loader(config_dir)).multirun(CONFIG, work, words, with_log_configuration=False)

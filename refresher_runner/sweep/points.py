@@ -48,6 +48,13 @@ def options_of(point: Point, typed: Sequence[str], config_dir: Path | None = Non
     return options
 
 
+def said_of(typed: Sequence[str], config_dir: Path | None = None) -> SweepOptions:
+    """The same, where the points are not known yet: what a file says that only they name is not heard."""
+    options = point_of(of_sweep(typed, config_dir), (), config_dir).settings.sweep
+    assert options is not None
+    return options
+
+
 def of_sweep(typed: Sequence[str], config_dir: Path | None = None) -> list[str]:
     """Those overrides that are of the sweep, and of none of its jobs. Raises ConfigError where one is itself swept."""
     found = []

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
 PATIENCE = 10.0  # seconds without a word
 
 
-def preflight(points: Sequence[Point], processes: Processes, *, here: bool = True) -> tuple[list[int], int]:
-    """Build what the points need: the parameters of each point's model, and the number of this machine's GPUs.
+@dataclass(frozen=True)
+class Found:
+    """What was built: the parameters of each point's model, the goals of the models, and the number of this machine's GPUs."""
+
+    parameters: list[int]
+    goals: list[dict[str, str]]
+    gpus: int
+
+
+def preflight(points: Sequence[Point], processes: Processes, *, here: bool = True) -> Found:
+    """Build what the points need.
 
     Raises the error of the first that cannot be built; `here`: also where this machine lacks the device.
     """
@@ -59,7 +69,7 @@ def preflight(points: Sequence[Point], processes: Processes, *, here: bool = Tru
         error.exit_code = found["exit_code"]
         raise error
     parameters = dict(zip(kinds, found["parameters"], strict=True))
-    return [parameters[_kind(point)] for point in points], found["gpus"]
+    return Found([parameters[_kind(point)] for point in points], found["goals"], found["gpus"])
 
 
 def _kind(point: Point) -> str:
@@ -68,8 +78,8 @@ def _kind(point: Point) -> str:
     return repr((s.model, s.data, s.optimizer, s.trainer.device, s.trainer.devices, s.trainer.precision, s.run.init_from))
 
 
-def _build(settings: Settings, data: DataModule[Any], here: bool) -> int:
-    """The number of parameters of a model that can be built, and be given to its optimizer. Raises a RefresherError."""
+def _build(settings: Settings, data: DataModule[Any], here: bool) -> tuple[int, dict[str, str]]:
+    """The number of parameters, and the goal, of a model that can be built, and be given to its optimizer. Raises a RefresherError."""
     import torch
 
     from refresher_runner.engine.device import choose_device, choose_precision
@@ -90,7 +100,7 @@ def _build(settings: Settings, data: DataModule[Any], here: bool) -> int:
     except RuntimeError:  # of some, a part depends on numbers that the meta device does not have
         task = build()
     OPTIMIZERS.builder(settings.optimizer.name)(task, **settings.optimizer.options)
-    return sum(p.numel() for p in task.parameters())
+    return sum(p.numel() for p in task.parameters()), asdict(task.goal)
 
 
 def _data(settings: Settings) -> DataModule[Any]:
@@ -106,7 +116,7 @@ def main() -> int:
     from refresher_runner.compose import checked, compose_stored
 
     answer, where, *runs = sys.argv[1:]
-    found: dict[str, Any] = {"parameters": []}
+    found: dict[str, Any] = {"parameters": [], "goals": []}
     data: dict[str, DataModule[Any]] = {}
     try:
         for run in runs:
@@ -114,7 +124,9 @@ def main() -> int:
             try:
                 kind = repr(settings.data)
                 data[kind] = data.get(kind) or _data(settings)
-                found["parameters"].append(_build(settings, data[kind], where == "here"))
+                count, goal = _build(settings, data[kind], where == "here")
+                found["parameters"].append(count)
+                found["goals"].append(goal)
             except RefresherError:
                 raise
             except Exception as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refresher_runner.errors import DataError
 from refresher_runner.nn.classify import Classifier, feature_maps, kernels, picture_files
-from refresher_runner.report import Images
+from refresher_runner.report import Embedding, Images
 from refresher_runner.spec import ImageBatch, ImageSpec
 
 SPEC = ImageSpec(1, 2, ("dark", "grey", "light"), (0.5,), (0.25,))
@@ -49,8 +49,20 @@ def test_mistakes_come_most_confident_first(task: Classifier):
 
 def test_at_most_sixteen_mistakes_and_none_where_all_is_right(task: Classifier):
     images = torch.ones(40, 1, 2, 2)
-    assert task.observe(ImageBatch(images, torch.full((40,), 2))) == {}
+    assert "mistakes" not in task.observe(ImageBatch(images, torch.full((40,), 2)))
     assert len(task.observe(ImageBatch(images, torch.zeros(40, dtype=torch.int64)))["mistakes"].captions) == 16
+
+
+def test_features_are_what_the_last_layer_is_given() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    images, labels = torch.randn(300, 1, 2, 2), torch.arange(300) % 3
+    shown = Classifier(SPEC, network).eval().observe(ImageBatch(images, labels))["features"]
+    assert isinstance(shown, Embedding)
+    torch.testing.assert_close(shown.vectors, network[:3](images)[:256])
+    assert shown.labels == (SPEC.classes * 100)[:256]
+    assert shown.images is not None
+    torch.testing.assert_close(shown.images, (images[:256] * 0.25 + 0.5).clamp(0, 1))
 
 
 def _picture(path: Path, value: int, mode: str = "L") -> str:

@@ -13,8 +13,9 @@ from scipy.stats import ttest_ind
 from refresher_runner.cli import main
 from refresher_runner.errors import UsageError
 from refresher_runner.sweep.boards import csv_text, markdown, write_boards
-from refresher_runner.sweep.folder import Point, SweepDir
+from refresher_runner.sweep.folder import SweepDir
 from refresher_runner.sweep.leaderboard import Objective, Score, boards, tied, varying
+from refresher_runner.sweep.points import point_of
 from tests.sweep.written import chosen, write_run
 
 
@@ -176,8 +177,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
 def test_jobs_of_a_sweep_that_have_not_begun_are_there(tmp_path: Path) -> None:
     sweep = SweepDir.create(tmp_path)
     for lr in (0.1, 0.2):
-        stored = f"seed: 0\ndata: {{name: digits}}\nmodel: {{name: cnn}}\noptimizer: {{name: adam, lr: {lr}}}\n"
-        sweep.add(Point((f"optimizer.lr={lr}",), (f"optimizer.lr={lr}",), stored))
+        sweep.add(point_of([f"optimizer.lr={lr}"], [f"optimizer.lr={lr}"]))
     [board] = boards(sweep.path)
     assert [(row.values, row.state, row.place) for row in board.rows] == [
         ({"optimizer.lr": 0.1}, "pending", ""),
