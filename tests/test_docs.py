@@ -43,7 +43,8 @@ FEW = {
 def blocks(document: str) -> list[list[str]]:
     """The code blocks of a document that name no language."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    return [block.strip().splitlines() for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block.strip().splitlines() for language, block in found if not language]
 
 
 def typed_in(document: str) -> list[str]:

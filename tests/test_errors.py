@@ -124,7 +124,7 @@ VERBS = [
     (["show", "seed", "tags"], "one key"),
     (["runs", "nowhere"], "no such folder"),
     (["runs", ".", "--filter", "seed"], "key=value"),
-    (["compare", "nowhere"], "two runs"),
+    (["compare", "nowhere"], "not a run"),
     (["compare", "nowhere", "nowhere"], "not a run"),
     (["tensorboard", "nowhere"], "no such folder"),
     (["list", "nothing"], "nothing"),

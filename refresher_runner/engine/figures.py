@@ -18,6 +18,7 @@ from refresher_runner.nn.pictures import font_of
 from refresher_runner.report import Curve, Images, Loggable, Matrix, PRCurve, Report
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
@@ -89,12 +90,18 @@ def draw(shown: Loggable, title: str) -> bytes | None:
 # -------------------------------------------------------------------- matrices
 
 
+def _array(values: Tensor) -> NDArray:
+    """In a type that numpy knows too, which bf16 is not."""
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+
+
 def _matrix(matrix: Matrix, title: str) -> Image:
     """Whole numbers are counts, coloured and written as shares of their row too; others are shown as they are."""
     import numpy as np
     from PIL import Image, ImageDraw
 
-    values = matrix.values.detach().cpu().numpy()
+    values = _array(matrix.values)
     counts = not np.issubdtype(values.dtype, np.floating)
     finite = values[np.isfinite(values)]
     low, high = (0.0, 1.0) if counts or not finite.size else (float(finite.min()), float(finite.max()))
@@ -233,7 +240,7 @@ def _lines(curve: Curve | PRCurve, title: str) -> bytes:
             style: dict[str, Any] = (
                 {"linestyle": "-" if number < 10 else "--"} if named else {"color": "tab:blue", "alpha": 0.25, "linewidth": 0.8}
             )
-            axes.plot(x.detach().cpu().numpy(), y.detach().cpu().numpy(), label=name, **style)
+            axes.plot(_array(x), _array(y), label=name, **style)
         axes.grid(alpha=0.3)
         axes.set_title(title, fontsize=11)
         if (named and len(drawn) > 1) or getattr(curve, "marks", {}):

@@ -79,6 +79,16 @@ def test_any_matrix_can_be_drawn() -> None:
         assert max(pixels(draw(matrix, "title")).shape) < 2000
 
 
+def test_matrices_and_lines_of_half_precision_are_drawn() -> None:
+    values, x = torch.tensor([[0.5, -2.0], [1.0, 4.0]]), torch.arange(4.0)
+    for shown in (
+        lambda kind: Matrix(values.to(kind), names(2), names(2)),
+        lambda kind: Curve(x.to(kind), {"y": (x / 2).to(kind)}, "x", "y"),
+    ):
+        for kind in (torch.bfloat16, torch.float16):
+            assert (pixels(draw(shown(kind), "title")) == pixels(draw(shown(torch.float32), "title"))).all()
+
+
 def test_small_pictures_are_enlarged_and_stay_what_they_are() -> None:
     images = torch.rand(3, 1, 8, 8)
     grid = pixels(draw(Images(images), "digits"))

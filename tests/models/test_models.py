@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from refresher_runner.registry import MODELS, _inspect_signature
-from refresher_runner.report import Images, Matrix, PRCurve
+from refresher_runner.report import Embedding, Images, Matrix, PRCurve
 from refresher_runner.spec import ImageSpec
 from refresher_runner.task import Task
 from tests.models.build import COLOUR, DIGITS, GREY, batch, build, options
@@ -118,7 +118,8 @@ def test_looking_needs_no_gradient_and_moves_nothing(name: str):
         report = task.observe(data)
     assert all(torch.equal(before[key], value) for key, value in task.state_dict().items())
     assert "mistakes" in report
-    for shown in report.values():
+    assert isinstance(report["features"], Embedding)
+    for shown in (shown for tag, shown in report.items() if tag != "features"):
         assert isinstance(shown, Images)
         assert shown.pixels.shape[1] in (1, 3)
         assert 0 <= shown.pixels.min() <= shown.pixels.max() <= 1
