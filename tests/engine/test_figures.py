@@ -79,14 +79,13 @@ def test_any_matrix_can_be_drawn() -> None:
         assert max(pixels(draw(matrix, "title")).shape) < 2000
 
 
-def test_matrices_and_lines_of_half_precision_are_drawn() -> None:
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_matrices_and_lines_of_half_precision_are_drawn(kind: torch.dtype) -> None:
     values, x = torch.tensor([[0.5, -2.0], [1.0, 4.0]]), torch.arange(4.0)
-    for shown in (
-        lambda kind: Matrix(values.to(kind), names(2), names(2)),
-        lambda kind: Curve(x.to(kind), {"y": (x / 2).to(kind)}, "x", "y"),
-    ):
-        for kind in (torch.bfloat16, torch.float16):
-            assert (pixels(draw(shown(kind), "title")) == pixels(draw(shown(torch.float32), "title"))).all()
+    matrices = [Matrix(values.to(kind), names(2), names(2)) for kind in (kind, torch.float32)]
+    curves = [Curve(x.to(kind), {"y": (x / 2).to(kind)}, "x", "y") for kind in (kind, torch.float32)]
+    for half, single in (matrices, curves):
+        assert (pixels(draw(half, "title")) == pixels(draw(single, "title"))).all()
 
 
 def test_small_pictures_are_enlarged_and_stay_what_they_are() -> None:
