@@ -159,7 +159,7 @@ class BERT(Task):
         lines = {"read": read.tokens, "filled": filled, "true": batch.tokens[:1]}
         names = self._names(read.tokens[0, :LEGIBLE])
         return {
-            "sample": Text("".join(f"    {name:8}{''.join(self._names(tokens[0]))}\n" for name, tokens in lines.items())),
+            "samples": Text("".join(f"    {name:8}{''.join(self._names(tokens[0]))}\n" for name, tokens in lines.items())),
             **{f"attention/head{i}": Matrix(w.float(), names, names, "token", "looks at") for i, w in enumerate(maps[-1][0], 1)},
         }
 

@@ -165,7 +165,7 @@ class GPT(Task):
         self.transformer(window[:, :LEGIBLE], maps=maps)
         names = token_names(self.spec.vocabulary, window[0, :LEGIBLE].tolist())
         return {
-            "sample": Text(_told(self.spec.vocabulary.decode(beginning[0].tolist()), written)),
+            "samples": Text(_told(self.spec.vocabulary.decode(beginning[0].tolist()), written)),
             **{f"attention/head{i}": Matrix(w.float(), names, names, "token", "looks at") for i, w in enumerate(maps[-1][0], 1)},
         }
 

@@ -273,7 +273,7 @@ def test_texts_that_cannot_be_filled(text: str, words: str):
 def test_a_sample_shows_what_was_read_filled_and_true():
     task, data = bert(mask_fraction=0.3).eval(), text_batch()
     torch.manual_seed(4)
-    lines = task.observe(data)["sample"].markdown.splitlines()
+    lines = task.observe(data)["samples"].markdown.splitlines()
     assert [line[:12].strip() for line in lines] == ["read", "filled", "true"]
     read, filled, true = (line[12:] for line in lines)
     assert true == "She␣sells␣sea␣sh"

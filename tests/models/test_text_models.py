@@ -116,8 +116,8 @@ def test_looking_moves_nothing_and_shows_text_and_attention(name: str, spec: Tex
     with torch.no_grad():
         report = task.observe(data)
     assert all(torch.equal(before[key], value) for key, value in task.state_dict().items())
-    assert list(report) == ["sample", "attention/head1", "attention/head2"]
-    assert isinstance(report["sample"], Text)
+    assert list(report) == ["samples", "attention/head1", "attention/head2"]
+    assert isinstance(report["samples"], Text)
     for head in (1, 2):
         shown = report[f"attention/head{head}"]
         assert isinstance(shown, Matrix)
