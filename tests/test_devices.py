@@ -124,6 +124,49 @@ def test_two_processes_are_one(alone: RunDir, tmp_path: Path, strategy: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_change_phase_together(tmp_path: Path, strategy: str) -> None:
+    """Parameters without a gradient, half of them in each phase, hold nobody up; and the scale is that of all pictures."""
+    few = [
+        "data.train_count=40",
+        "data.val_count=8",
+        "data.test_count=8",
+        "data.batch_size=8",
+        "judge=null",
+        "model.samples=2",
+        "model.judged=0",
+    ]
+    small = [
+        "model.width=8",
+        "model.dim=16",
+        "model.text_depth=1",
+        "model.autoencoder_width=8",
+        "model.autoencoder_steps=2",
+        "model.steps=2",
+    ]
+    typed = [
+        "train",
+        "model=latent_diffusion",
+        *small,
+        *few,
+        *SHORT,
+        "trainer.duration=5 steps",
+        "trainer.log_every=1",
+        "trainer.channels_last=false",
+    ]
+    scales = []
+    for more in ([], [*TWO, f"trainer.strategy={strategy}"]):
+        folder = tmp_path / str(len(more))
+        folder.mkdir()
+        said(start([*typed, *more], folder))
+        run = RunDir.find("last", folder / "outputs")
+        assert len(series(run, "train/reconstruction")) == 2
+        assert len(series(run, "train/denoising")) == 3
+        scales.append(checkpoint.load(run.checkpoints / "last.pt")["task"]["scale"].item())
+    assert scales[1] == pytest.approx(scales[0], rel=0.05)  # the autoencoders of the two have drawn other z
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS.names()} - {"muon", "sgd"}))  # muon is refused, sgd is above
 def test_every_optimizer_steps_on_shards(tmp_path: Path, optimizer: str) -> None:
     said(start(["train", "model=mlp", f"optimizer={optimizer}", *SHORT, *TWO, "trainer.strategy=fsdp", "trainer.loggers=[]"], tmp_path))

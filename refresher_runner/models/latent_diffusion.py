@@ -38,6 +38,7 @@ from refresher_runner.nn.attention import check_heads
 from refresher_runner.nn.autoencoder import Autoencoder, between, draw, kl_to_prior
 from refresher_runner.nn.denoisers import denoiser, guided
 from refresher_runner.nn.diffusion import Process, Target
+from refresher_runner.nn.gather import gathered
 from refresher_runner.nn.pictures import is_picture, picture_files, side_by_side
 from refresher_runner.nn.samplers import Sampling, last
 from refresher_runner.nn.transformer import TextEncoder
@@ -170,7 +171,7 @@ class LatentDiffusion(Task):
         z = mu.unflatten(1, self.autoencoder.shape)
         if self.is_measured():
             return z * self.scale
-        scale = 1 / z.std()
+        scale = 1 / (gathered(z) if self.training else z).std()
         if self.training:
             self.scale.copy_(scale)
         return z * scale
