@@ -28,10 +28,8 @@ a word, K negatives of a pair, M of a block.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,6 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
+from refresher_runner.nn.alias import Alias
+from refresher_runner.nn.huffman import huffman
 from refresher_runner.nn.word_blocks import Blocks, cbow_loss, skip_gram_loss
 from refresher_runner.nn.word_vectors import write_vectors
 from refresher_runner.registry import MODELS
@@ -81,41 +81,6 @@ def keep_probability(counts: Tensor, subsample: float) -> Tensor:
     """
     ratio = subsample / (counts / counts.sum())
     return (ratio.sqrt() + ratio).clamp(max=1)
-
-
-class Alias:
-    """Draws words by given weights (V,), exactly and in constant time: Walker's alias method, 1977."""
-
-    def __init__(self, weights: Tensor):
-        scaled = (weights.double() * len(weights) / weights.double().sum()).tolist()
-        self.kept, self.other = torch.ones(len(weights)), torch.arange(len(weights))
-        small = [i for i, w in enumerate(scaled) if w < 1]
-        large = [i for i, w in enumerate(scaled) if w >= 1]
-        while small and large:
-            less, more = small.pop(), large.pop()
-            self.kept[less], self.other[less] = scaled[less], more
-            scaled[more] -= 1 - scaled[less]
-            (small if scaled[more] < 1 else large).append(more)
-
-
-def huffman(counts: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """Of every word its walk down the tree: inner nodes in [0, V - 1), from the root, and the turn at each, +1 or -1."""
-    order = count()
-    heap: list[tuple[int, int, int]] = [(n, next(order), word) for word, n in enumerate(counts)]
-    heapq.heapify(heap)
-    parents: dict[int, tuple[int, int]] = {}
-    for node in range(len(counts), 2 * len(counts) - 1):  # numbered after the words
-        (a, _, left), (b, _, right) = heapq.heappop(heap), heapq.heappop(heap)
-        parents[left], parents[right] = (node, 1), (node, -1)
-        heapq.heappush(heap, (a + b, next(order), node))
-    walks = []
-    for word in range(len(counts)):
-        walk, at = [], word
-        while at in parents:
-            at, turn = parents[at]
-            walk.append((at - len(counts), turn))
-        walks.append(walk[::-1])
-    return walks
 
 
 # -------------------------------------------------------------------- log p, three ways

@@ -12,16 +12,16 @@ from torch import Tensor
 from refresher_runner.engine.optim import RowSGD
 from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.models.word2vec import (
-    Alias,
     FullSoftmax,
     HierarchicalSoftmax,
     NegativeSampling,
     Windows,
     Word2Vec,
     build_word2vec,
-    huffman,
     keep_probability,
 )
+from refresher_runner.nn.alias import Alias
+from refresher_runner.nn.huffman import huffman
 from refresher_runner.nn.word_blocks import Blocks, cbow_loss, skip_gram_loss
 from refresher_runner.nn.word_vectors import read_vectors
 from refresher_runner.spec import CorpusBatch, CorpusSpec
