@@ -42,6 +42,7 @@ from refresher_runner.spec import CaptionBatch, CaptionSpec
 from refresher_runner.task import Goal, Metric, Output, Task
 from refresher_runner.vocabulary import END
 
+Ensemble = Literal["probabilities", "embeddings"]
 HOTTEST = 100.0  # of exp(t)
 COOLEST = 0.07  # temperature at first (section 2.5)
 LEGIBLE = 16  # pairs in the picture of similarities
@@ -132,9 +133,10 @@ class CLIP(Task):
     goal = Goal("recall1", "max")
     place: Tensor  # (classes,), of each among those that have prompts, -1 if it has none
 
-    def __init__(self, spec: CaptionSpec, image: ResNetEncoder | ViTEncoder, text: TextEncoder, joint_dim: int):
+    def __init__(self, spec: CaptionSpec, image: ResNetEncoder | ViTEncoder, text: TextEncoder, *, joint_dim: int, ensemble: Ensemble):
         super().__init__()
         self.spec, self.image, self.text = spec, image, text
+        self.ensemble = ensemble
         d_i, d_t = image.dim, text.token.embedding_dim
         self.W_i, self.W_t = nn.Linear(d_i, joint_dim, bias=False), nn.Linear(d_t, joint_dim, bias=False)
         for projection in (self.W_i, self.W_t):
@@ -153,7 +155,7 @@ class CLIP(Task):
         parts = {"temperature": (-self.t.detach()).exp()}
         if self.training:
             return Output(loss, parts)
-        logits = self.t.exp() * I_e @ self.prompted().T if self.classes else I_e[:, :0]
+        logits = self.classify(I_e) if self.classes else I_e[:, :0]
         return Output(loss, parts, Embedded(I_e, T_e, logits), Known(batch.meanings, self.place[batch.labels]))
 
     def contrast(self, I_e: Tensor, T_e: Tensor) -> Tensor:
@@ -178,11 +180,21 @@ class CLIP(Task):
         end = (captions == END).int().argmax(1)
         return F.normalize(self.W_t(self.text(captions)[torch.arange(len(end)), end]).float(), dim=-1)
 
-    def prompted(self) -> Tensor:
-        """The classes as captions, (K, D): the mean of what each one's prompts are in the joint space (section 3.1.4), of length 1."""
+    def classify(self, I_e: Tensor) -> Tensor:
+        """(B, D) -> logits (B, K) of the classes that have prompts, ensembled as section 3.1.4 has it.
+
+        Either over probabilities, the mean of those of a class's prompts, which may say different things; or over embeddings, whose mean,
+        scaled to length 1, is what the class is, as in the paper.
+        """
         prompts = [prompts for prompts in self.spec.prompts if prompts]
-        T_e = self.encode_text(self.spec.encode([caption for of_class in prompts for caption in of_class]).to(self.t.device))
-        return F.normalize(torch.stack([part.mean(0) for part in T_e.split([len(of_class) for of_class in prompts])]), dim=-1)
+        T_e = self.encode_text(self.spec.encode([caption for of_class in prompts for caption in of_class]).to(I_e.device))
+        counts = [len(of_class) for of_class in prompts]
+        with torch.autocast(I_e.device.type, enabled=False):
+            if self.ensemble == "embeddings":
+                classes = F.normalize(torch.stack([of_class.mean(0) for of_class in T_e.split(counts)]), dim=-1)
+                return self.t.exp() * I_e @ classes.T
+            logits = (self.t.exp() * I_e @ T_e.T).split(counts, 1)
+            return torch.stack([of_class.logsumexp(1) - math.log(of_class.shape[1]) for of_class in logits], 1)
 
     # ---------------------------------------------------------------- looking
 
@@ -227,8 +239,9 @@ class CLIP(Task):
             raise UsageError("its data have no classes with prompts", key="input", value=inputs[0], cure=cure)
         images = torch.stack([self.spec.read(file) for file in files]).to(self.t.device)
         I_e = torch.cat([self.encode_image(some) for some in images.split(CHUNK)])
-        T_e = self.encode_text(self.spec.encode(texts).to(self.t.device)) if texts else self.prompted()
-        p, names, pixels = (self.t.exp() * I_e @ T_e.T).softmax(-1), texts or self.classes, self.spec.pixels(images)
+        T_e = self.encode_text(self.spec.encode(texts).to(self.t.device)) if texts else I_e[:0]
+        p = (self.t.exp() * I_e @ T_e.T if texts else self.classify(I_e)).softmax(-1)
+        names, pixels = texts or self.classes, self.spec.pixels(images)
         for file, chances, picture in zip(files, p, pixels, strict=True):
             first, *others = chances.topk(min(2, len(names))).indices.tolist()
             values = {"caption" if texts else "class": names[first], "probability": chances[first].item()}
@@ -255,6 +268,7 @@ def build_clip(
     heads: Positive,
     dropout: Fraction,
     joint_dim: Positive,
+    ensemble: Literal["probabilities", "embeddings"],
 ) -> CLIP:
     """Pictures and captions in one space (Radford et al., 2021).
 
@@ -273,4 +287,4 @@ def build_clip(
     else:
         tower = ViTEncoder(spec.channels, spec.size, width=width, depth=depth, patch=patch, heads=heads, dropout=dropout)
     text = TextEncoder(len(spec.vocabulary), spec.block_size, dim=text_width, depth=text_depth, heads=heads, dropout=dropout)
-    return CLIP(spec, tower, text, joint_dim)
+    return CLIP(spec, tower, text, joint_dim=joint_dim, ensemble=ensemble)
