@@ -73,7 +73,7 @@ def ranks_of_pictures(images: Tensor, captions: Tensor, meanings: Tensor) -> Ten
 
 def of_ranks(ranks: Tensor) -> dict[str, Tensor]:
     """Ranks (N,) -> the share that is within 1, 5 and 10, and the median, the lower one of two."""
-    return {**{f"recall{k}": (ranks <= k).double().mean() for k in WITHIN}, "median_rank": ranks.double().median()}
+    return {**{f"recall{k}": (ranks <= k).float().mean() for k in WITHIN}, "median_rank": ranks.float().median()}
 
 
 def guessed(meanings: Tensor) -> dict[str, dict[str, float]]:

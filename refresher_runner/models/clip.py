@@ -141,7 +141,7 @@ class CLIP(Task):
         self.W_i, self.W_t = nn.Linear(d_i, joint_dim, bias=False), nn.Linear(d_t, joint_dim, bias=False)
         for projection in (self.W_i, self.W_t):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
-        self.t = nn.Parameter(torch.tensor(math.log(1 / COOLEST)))
+        self.t = nn.Parameter(torch.tensor([math.log(1 / COOLEST)]))  # (1,): fsdp cannot shard a scalar
         self.classes = tuple(name for name, prompts in zip(spec.classes, spec.prompts, strict=False) if prompts)
         place = {name: i for i, name in enumerate(self.classes)}
         self.register_buffer("place", torch.tensor([place.get(name, -1) for name in spec.classes]), persistent=False)
@@ -152,7 +152,7 @@ class CLIP(Task):
             self.t.clamp_(max=math.log(HOTTEST))
         I_e, T_e = self.encode_image(batch.images), self.encode_text(batch.captions)
         loss = self.contrast(I_e, T_e)
-        parts = {"temperature": (-self.t.detach()).exp()}
+        parts = {"temperature": (-self.t.detach()[0]).exp()}
         if self.training:
             return Output(loss, parts)
         logits = self.classify(I_e) if self.classes else I_e[:, :0]
@@ -178,7 +178,7 @@ class CLIP(Task):
     def encode_text(self, captions: Tensor) -> Tensor:
         """T_e: (B, T) -> (B, D), of length 1: what is known at the end of each caption."""
         end = (captions == END).int().argmax(1)
-        return F.normalize(self.W_t(self.text(captions)[torch.arange(len(end)), end]).float(), dim=-1)
+        return F.normalize(self.W_t(self.text(captions)[torch.arange(len(end), device=end.device), end]).float(), dim=-1)
 
     def classify(self, I_e: Tensor) -> Tensor:
         """(B, D) -> logits (B, K) of the classes that have prompts, ensembled as section 3.1.4 has it.
