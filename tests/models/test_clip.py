@@ -339,7 +339,7 @@ def test_parameters_as_conf_has_them():
     )
     data.prepare()
     task = build("clip", data.spec)
-    assert sum(p.numel() for p in task.parameters()) == 851_361
+    assert sum(p.numel() for p in task.parameters()) == 355_865
     output = task.step(next(iter(data.train_loader(Placement()).batches(0))))
     assert output.loss.item() == pytest.approx(math.log(8), abs=1)
     assert isinstance(output.loss, Tensor)
