@@ -121,6 +121,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path: Path):
     mp.spawn(_rank, (2, str(tmp_path)), nprocs=2)
     task = made(image="vit", patch=4, width=16)
