@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,12 @@ def serial(steps: int, outputs: str) -> None:
         assert code == 0
 
 
-def seconds(*typed: str) -> float:
-    """Of a process, from its start to its end."""
-    start = time.perf_counter()
+def seconds(*typed: str) -> tuple[float, float]:
+    """Of a process, from its start to its end; and of the processors, for it and all that it started."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", *typed], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main(side: str, steps: int) -> None:
@@ -43,17 +45,21 @@ def main(side: str, steps: int) -> None:
         if side == "inside":
             serial(steps, outputs)
         elif side == "serial":
-            print(f"serial, in one process: {seconds('benchmarks.sweeps', 'inside', str(steps)):.1f} s")
+            took, busy = seconds("benchmarks.sweeps", "inside", str(steps))
+            print(f"serial, in one process: {took:.1f} s, of the processor {busy:.1f} s")
         elif side == "sweep":
             axes = [f"model={','.join(MODELS)}", f"optimizer.lr={','.join(RATES)}", f"seed={','.join(SEEDS)}"]
-            took = seconds("refresher_runner", "train", "-m", *axes, *common(steps), "sweep.jobs=2", where)
-            print(f"sweep, two jobs at a time: {took:.1f} s")
+            took, busy = seconds("refresher_runner", "train", "-m", *axes, *common(steps), "sweep.jobs=2", where)
+            print(f"sweep, two jobs at a time: {took:.1f} s, of the processors {busy:.1f} s")
         else:
-            plain = [seconds("refresher_runner", "train", *PLAIN, f"seed={seed}", where) for seed in range(REPEATS)]
+            plain = sorted(seconds("refresher_runner", "train", *PLAIN, f"seed={seed}", where) for seed in range(REPEATS))[REPEATS // 2]
             one = seconds("refresher_runner", "train", "-m", *PLAIN, "seed=0", "sweep.jobs=1", where)
             many = seconds("refresher_runner", "train", "-m", *PLAIN, f"seed=range({REPEATS})", "sweep.jobs=1", where)
-            print(f"refresher train: {sorted(plain)[REPEATS // 2]:.2f} s; a job more in a sweep: {(many - one) / (REPEATS - 1):.2f} s")
-            print(f"a sweep of {REPEATS}: {many / REPEATS:.2f} s for each job, its start and its look ahead included")
+            for what, number in (("by the clock", 0), ("of the processor", 1)):
+                more = (many[number] - one[number]) / (REPEATS - 1)
+                print(
+                    f"{what}: refresher train {plain[number]:.2f} s; a job more in a sweep {more:.2f} s; a sweep of one {one[number]:.2f} s"
+                )
 
 
 if __name__ == "__main__":
