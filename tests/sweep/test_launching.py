@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import sys
@@ -204,10 +205,10 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
-def curves(sweep: SweepDir) -> dict[str, tuple[float | None, int]]:
-    """What a leaderboard is made of: the goal's best value, and the step of it, by key."""
-    goals = {job.key: job.run.read_status()["goal"] for job in sweep.jobs()}
-    return {key: (goal["best"], goal["best_step"]) for key, goal in goals.items()}
+def leaderboard(sweep: SweepDir) -> list[dict[str, str]]:
+    """But for where the runs lie."""
+    with open(sweep.path / "leaderboard.csv", encoding="utf-8", newline="") as file:
+        return [{column: value for column, value in row.items() if column != "run"} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
@@ -234,4 +235,6 @@ def test_a_grid_that_is_killed_and_resumed_is_as_one_that_was_not(tmp_path: Path
     assert states(sweep) == ["finished"] * 24
     assert {key: sweep.job(key).run.status.stat().st_mtime_ns for key in finished} == finished  # type: ignore[union-attr]
     assert sum(len(job.sittings) for job in sweep.jobs()) <= 24 + 2 * 2  # those alone that were killed have run twice
-    assert curves(sweep) == curves(only_sweep(tmp_path / "whole"))
+    assert leaderboard(sweep) == leaderboard(whole := only_sweep(tmp_path / "whole"))
+    assert len(leaderboard(whole)) == 6
+    assert [left(job.run) for job in sweep.jobs()] == [left(job.run) for job in whole.jobs()]
