@@ -150,10 +150,12 @@ class Search:
         repeated = {trial.user_attrs.get(AGAIN) for trial in self.study.trials}
         for trial in self.study.trials:
             job = self.folder.job(str(trial.user_attrs.get("job", "")))
-            if trial.state == TrialState.FAIL and trial.number not in repeated and trial.params:
-                self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-            elif trial.state == TrialState.RUNNING and job is None:  # killed between the proposal and the job
+            cut_short = trial.state == TrialState.RUNNING and job is None  # killed between the proposal and the job
+            if cut_short:
                 self.study.tell(trial.number, state=TrialState.FAIL)
+            if cut_short or (trial.state == TrialState.FAIL and trial.number not in repeated):
+                kept = {key: value for key, value in trial.user_attrs.items() if key == GENERATION}
+                self.study.enqueue_trial(trial.params, user_attrs={**kept, AGAIN: trial.number})
             elif trial.state == TrialState.RUNNING and job is not None:
                 self._trials.setdefault(job.key, []).append(Trial(self.study, trial._trial_id))
                 found[job.key] = job

@@ -309,6 +309,16 @@ def test_what_failed_is_told_and_tried_again_in_the_next_sitting(folder: SweepDi
     assert [trial.user_attrs["again"] for trial in waiting] == [0, 1, 2]
 
 
+def test_a_trial_that_was_killed_before_it_had_a_job_is_made_up_for(folder: SweepDir) -> None:
+    asked = options(trials=3)
+    cut = Search(folder, ONE, asked, ACCURACY)
+    cut.study.ask(distributions(ONE))
+    search = searched(folder, ONE, asked, Closed(peak))
+    assert [trial.state for trial in search.study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert search.study.trials[1].params == search.study.trials[0].params
+    assert len(folder.jobs()) == 3
+
+
 def test_several_objectives(folder: SweepDir) -> None:
     objectives = (*ACCURACY, Objective("parameters", "min"))
     search = searched(folder, ONE, options(search="nsga2", trials=5), Closed(peak), objectives)
