@@ -25,7 +25,7 @@ def latents_and_pixels(side: int, pictures: int, attention: list[int]) -> dict[s
 
     from refresher_runner.engine.device import choose_device, choose_precision, keep_freed_memory
     from refresher_runner.engine.evaluate import autocast
-    from refresher_runner.models.latent_diffusion import LatentDiffusion
+    from refresher_runner.models.latent_diffusion.task import LatentDiffusion
     from refresher_runner.nn.unet import UNet
     from refresher_runner.spec import CaptionSpec
     from refresher_runner.vocabulary import SPECIAL, Vocabulary

@@ -13,7 +13,7 @@ from PIL import Image
 
 from refresher_runner.compose import compose
 from refresher_runner.errors import CheckpointError, ConfigError, DataError, UsageError
-from refresher_runner.models.latent_diffusion import LatentDiffusion
+from refresher_runner.models.latent_diffusion.task import LatentDiffusion
 from refresher_runner.report import Embedding, Images, Matrix
 from refresher_runner.restore import borrow
 from refresher_runner.spec import CaptionBatch, CaptionSpec
@@ -149,6 +149,14 @@ def test_the_scale_makes_unit_variance_and_stays():
     task.train().step(batch(3))
     assert torch.equal(task.scale, measured)
     torch.testing.assert_close(task.pixels(task.latents(x)), task.autoencoder.decode(mu).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_scale_that_came_with_other_weights_is_measured_anew_after_an_autoencoder_phase():
+    task = latent()
+    task.scale.fill_(7.0)
+    list(training(task, 0, 3, adamw(task)))
+    mu, _ = task.autoencoder.encode(SPEC.pixels(batch().images))
+    assert task.scale.item() == pytest.approx(1 / mu.std().item(), rel=0.2)
 
 
 def test_evaluations_tell_of_both_phases_and_change_nothing():

@@ -26,31 +26,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from refresher_runner.errors import ConfigError, UsageError
+from refresher_runner.errors import ConfigError
+from refresher_runner.models.latent_diffusion.showing import observe, predict
 from refresher_runner.nn.attention import check_heads
-from refresher_runner.nn.autoencoder import Autoencoder, between, draw, kl_to_prior
+from refresher_runner.nn.autoencoder import Autoencoder, draw, kl_to_prior
 from refresher_runner.nn.denoisers import denoiser, guided
 from refresher_runner.nn.diffusion import Process, Target
 from refresher_runner.nn.gather import gathered
-from refresher_runner.nn.pictures import is_picture, picture_files, side_by_side
 from refresher_runner.nn.samplers import Sampling, last
 from refresher_runner.nn.transformer import TextEncoder
 from refresher_runner.nn.unet import UNet, check_geometry, check_levels
 from refresher_runner.registry import MODELS
-from refresher_runner.report import Embedding, Images, Loggable, Prediction, Report
+from refresher_runner.report import Prediction, Report
 from refresher_runner.schema import Fraction, Later, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from refresher_runner.spec import CaptionBatch, CaptionSpec
 from refresher_runner.task import Borrowed, Goal, Metric, Output, Task
 from refresher_runner.vocabulary import PAD
 
-SHOWN = 10  # moments of a denoising path
 SHARP = -3.0  # log of the deviation of pixels that learning begins with: from a larger one it comes down too late, and z tells too little
 
 
@@ -76,14 +73,6 @@ class Context(NamedTuple):
 
     vectors: Tensor
     present: Tensor
-
-
-class Prompt(NamedTuple):
-    """What `predict` was given: words y (T,), and a z (c, m, m) to begin from, if it was a picture or a code."""
-
-    name: str
-    y: Tensor
-    z: Tensor | None
 
 
 class LatentDiffusion(Task):
@@ -145,6 +134,7 @@ class LatentDiffusion(Task):
         x, coding = self.spec.pixels(batch.images), self.codes()
         if self.training and coding:
             self.batches += 1
+            self.scale.zero_()  # that of another autoencoder, where weights came with one
             return Output(*self.code(x))
         errors, t = self.denoise(self.latents(x), batch.captions)
         denoising = errors.mean()
@@ -238,109 +228,10 @@ class LatentDiffusion(Task):
         return {"denoising_by_t": LossByTime(self.process.num_timesteps)}
 
     def observe(self, batch: CaptionBatch) -> Report:
-        """Pictures and their reconstructions; pictures of captions, one on its way from noise, what a judge says of them, and what a reader
-        of such pictures finds on them, once the autoencoder has learnt.
-        """
-        few, x = self.drawing.samples, self.spec.pixels(batch.images)
-        rebuilt = self.pixels(self.latents(x)) if self.is_measured() else self.autoencoder.decode(self.autoencoder.encode(x)[0])
-        pairs = [side_by_side(a, b) for a, b in zip(x[:few], rebuilt[:few], strict=True)]
-        captions = tuple(self.spec.decode(batch.captions))
-        report: dict[str, Loggable] = {
-            "reconstructions": Images(torch.stack(pairs), captions[:few]),
-            "reconstruction_error": (rebuilt - x).square().mean().sqrt().item(),
-            "schedule": self.process.schedule(),
-        }
-        if not self.is_measured():
-            return report
-        count = max(few, self.drawing.judged)
-        drawn = self.pixels(self.sample(batch.captions[:count]))
-        report |= {"samples": Images(drawn[:few], captions[:few]), "path": self._shown_path(batch.captions[:1])}
-        drawn = drawn[: self.drawing.judged]
-        if len(drawn) and self.reader is not None:
-            from refresher_runner.metrics.captions import read_back
-
-            asked = batch.truth[: len(drawn)]
-            report |= read_back(self.spec.aspects, asked, self.reader(drawn, asked))
-        if len(drawn) and self.judge is not None:
-            from refresher_runner.metrics.generation import judged
-
-            report |= judged(self.judge, batch.images, self.spec.normalise(drawn), None, self.spec.classes)
-        if len(drawn) and self.scorer is not None:
-            from refresher_runner.metrics.captions import clip_score
-
-            y = batch.captions[: len(drawn)]
-            report["clip_score"] = clip_score(self.scorer, self.spec.normalise(drawn), y)
-            report["clip_score_of_real"] = clip_score(self.scorer, batch.images[: len(drawn)], y)
-        return report
-
-    @torch.no_grad()
-    def _shown_path(self, y: Tensor) -> Images:
-        """One picture on its way, at a few moments."""
-        steps = torch.cat(list(self.path(self.context(y), self.noise(1))))
-        shown = torch.linspace(0, len(steps) - 1, min(SHOWN, len(steps))).round().long()
-        return Images(self.pixels(steps[shown]), tuple(f"step {i + 1}" for i in shown.tolist()))
-
-    # ---------------------------------------------------------------- predicting
+        return observe(self, batch)
 
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
-        """Words are drawn; pictures, folders of them, and codes (.npy, as predict leaves them) are begun from, and `model.prompt` says what
-        they are to become. Raises DataError naming a file, and UsageError.
-        """
-        how, prompts = self.drawing, [prompt for text in inputs for prompt in self._prompts(text)]
-        if how.operation == "interpolate":
-            if len(prompts) == 1:
-                raise UsageError("is one, and two are interpolated", key="input", value=prompts[0].name, cure="name another")
-            for a, b in pairwise(prompts):
-                yield self._predicted(f"{a.name} to {b.name}", self._interpolated(a, b), [])
-            return
-        for name, y, z in prompts:
-            start = None if z is None else z.expand(how.n, -1, -1, -1)
-            found = self.sample(y.expand(how.n, -1), start, how.strength)
-            before = [] if z is None else [self.pixels(z[None])]
-            if how.operation == "modulate":
-                before.append(self.pixels(found))
-                found = found * found.new_tensor(how.modulation).view(-1, 1, 1)
-            yield self._predicted(name, found, before)
-
-    def _predicted(self, name: str, z: Tensor, before: Sequence[Tensor]) -> Prediction:
-        """Pictures of z, after those that it comes from, and z itself."""
-        pictures = self.pixels(z)
-        report = {"pictures": Images(torch.cat([*before, pictures])), "codes": Embedding(z.flatten(1), (name,) * len(z), pictures)}
-        return Prediction(name, {}, report)
-
-    def _interpolated(self, a: Prompt, b: Prompt) -> Tensor:
-        """From one to the other: words by a line between their vectors, pictures by a line between their z (Ho et al., 2020, section 4.3),
-        all with the same noise.
-        """
-        frames = self.drawing.frames
-        (of_a, here), (of_b, there) = (self.context(prompt.y[None]) for prompt in (a, b))
-        context = Context(between(of_a[0], of_b[0], frames), (here | there).expand(frames, -1))
-        z = None if a.z is None or b.z is None else between(a.z, b.z, frames)
-        return last(self.path(context, self.noise(1).expand(frames, -1, -1, -1), z, self.drawing.strength))
-
-    def _prompts(self, text: str) -> Iterator[Prompt]:
-        device, said = self.scale.device, self.spec.encode([self.drawing.prompt])[0].to(self.scale.device)
-        if text.endswith(".npy"):
-            for i, code in enumerate(read_codes(text, self.autoencoder.shape)):
-                yield Prompt(f"{text}, {i}", said, code.to(device))
-        elif is_picture(text):
-            for path in picture_files([text]):
-                x = self.spec.pixels(self.spec.read(path).to(device))
-                yield Prompt(str(path), said, self.latents(x[None])[0])
-        else:
-            yield Prompt(text, self.spec.encode([text])[0].to(device), None)
-
-
-def read_codes(path: str, shape: tuple[int, ...]) -> Tensor:
-    """Latents (N, c, m, m) out of a file of numpy's. Raises UsageError."""
-    import numpy as np
-
-    try:
-        found = torch.from_numpy(np.atleast_2d(np.load(Path(path), allow_pickle=False))).float()
-        return found.view(-1, *shape)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        problem, cure = f"holds no codes of {shape} numbers ({error})", "a file that predict left, codes.npy"
-        raise UsageError(problem, key="input", value=path, cure=cure) from None
+        return predict(self, inputs)
 
 
 @MODELS.register("latent_diffusion")
