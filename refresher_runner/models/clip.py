@@ -251,7 +251,7 @@ class CLIP(Task):
         for text, cosines in zip(texts, T_e @ I_e.T, strict=False):
             found = cosines.topk(min(SHOWN, len(files)))
             captions = tuple(f"{files[i].name}, {cosine:.2f}" for cosine, i in zip(*map(Tensor.tolist, found), strict=True))
-            values = {"picture": str(files[found.indices[0]]), "cosine": found.values[0].item()}
+            values = {"likest": str(files[found.indices[0]]), "cosine": found.values[0].item()}
             yield Prediction(text, values, {"pictures": Images(pixels[found.indices], captions)})
 
 

@@ -283,7 +283,7 @@ def test_pictures_choose_texts_and_texts_find_pictures(pictures: Path):
     assert blue.values["caption"] == ["a cat", "my dog"][int(p.argmax())]
     assert blue.values["probability"] == pytest.approx(p.max().item(), rel=1e-5)
     assert blue.values["runner_up_probability"] == pytest.approx(p.min().item(), rel=1e-5)
-    assert Path(str(first.values["picture"])).name == ["blue.png", "red.png"][int(cosine[:, 0].argmax())]
+    assert Path(str(first.values["likest"])).name == ["blue.png", "red.png"][int(cosine[:, 0].argmax())]
     assert first.values["cosine"] == pytest.approx(cosine[:, 0].max().item(), rel=1e-5)
     found = first.report["pictures"]
     assert isinstance(found, Images)
