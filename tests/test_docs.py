@@ -32,7 +32,7 @@ QUICK = ["trainer=smoke", "trainer.duration=2 steps", "trainer.budget=null", "tr
 DRAWN = {
     "vae": ["model.width=8", "model.judged=20"],
     "ddpm": ["model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
-    "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
+    "latent_diffusion": ["judge=null", "model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
 }
 FEW = {
     **{name: ["data.train_count=16", "data.val_count=8", "data.test_count=8"] for name in ("shapes", "captioned_shapes", "dates")},

@@ -71,7 +71,14 @@ def on_digits(model: str) -> list[str]:
         "clip": ["model.width=8"],
         "vae": ["data=digits", "model.width=8", "model.judged=20"],
         "ddpm": ["data=digits", "model.width=8", "model.samples=4", "model.steps=3", "model.judged=20"],
-        "latent_diffusion": ["model.width=8", "model.autoencoder_steps=1", "model.samples=4", "model.steps=3", "model.judged=20"],
+        "latent_diffusion": [
+            "judge=null",
+            "model.width=8",
+            "model.autoencoder_steps=1",
+            "model.samples=4",
+            "model.steps=3",
+            "model.judged=20",
+        ],
     }
     return [f"model={model}", *small.get(data["name"], ["data=digits"]), *drawn.get(model, [])]
 
