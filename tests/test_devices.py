@@ -186,6 +186,30 @@ def test_two_processes_begin_with_another_runs_weights_as_one_does(alone: RunDir
     assert two.read_record()["origin"]["run"] == alone.read_record()["id"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["softmax", "sampled_softmax", "contrastive"])
+def test_two_processes_are_one_batch_of_negatives(tmp_path: Path, objective: str) -> None:
+    """Every example meets the items of the other process too, whichever has how many."""
+    towers = [
+        "model=two_tower",
+        f"model.objective={objective}",
+        "model.dropout=0",
+        "model.event_dropout=0",
+        "optimizer=sgd",
+        "optimizer.lr=0.5",
+    ]
+    sizes = ["data.users=40", "data.items=30", "data.events=9", "data.block_size=5", "data.stride=5", "data.batch_size=8", "model.dim=8"]
+    runs = []
+    for number, devices in enumerate(([], TWO)):
+        (tmp_path / str(number)).mkdir()
+        said(start(["train", *towers, *sizes, *SHORT, *devices], tmp_path / str(number)))
+        runs.append(RunDir.find("last", tmp_path / str(number) / "outputs"))
+    for tag in ("train/loss", "val/loss", "val/ndcg10", "val/hr10_of_baseline/ease", "test/loss"):
+        assert series(runs[0], tag) == pytest.approx(series(runs[1], tag), rel=1e-4), tag
+    one, two = (weights(run, "last") for run in runs)
+    assert torch.allclose(one, two, atol=1e-5)
+
+
 def test_two_processes_count_all_that_they_train_on(tmp_path: Path) -> None:
     """Each counts what the other sees too: the windows of every global batch."""
     (tmp_path / "text.txt").write_text("She sells sea shells by the sea shore.\n" * 60, encoding="utf-8")

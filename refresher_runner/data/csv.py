@@ -36,6 +36,7 @@ def build_csv(
     item_columns: dict[str, Literal["category", "number", "text", "picture"]],
     separator: str,
     listed_by: str,
+    text_vectors: str | None,
     split: Literal["last", "random"],
     val_count: Positive,
     test_count: NonNegative,
@@ -54,7 +55,7 @@ def build_csv(
             )
     if len(separator) != 1:
         raise ConfigError("should be one sign", key="data.separator", value=separator, cure="data.separator=';'")
-    files = Files(Path(root), separator)
+    files = Files(Path(root), separator, text_vectors)
     kept = Kept(split, val_count, test_count, cold_fraction, split_seed)
 
     def read(_: object) -> Interactions:
@@ -81,8 +82,8 @@ def _events(log: dict[str, list[str]], users: dict[str, int], items: dict[str, i
 class Files:
     """Tables of text in a folder, each with a line of names first; remembers the digests of what was read."""
 
-    def __init__(self, root: Path, separator: str):
-        self.root, self.separator, self.digests = root, separator, dict[str, str]()
+    def __init__(self, root: Path, separator: str, text_vectors: str | None):
+        self.root, self.separator, self.text_vectors, self.digests = root, separator, text_vectors, dict[str, str]()
 
     def columns(self, file: str, wanted: list[str]) -> dict[str, list[str]]:
         """Column by column. Raises DataError naming the file, where it is absent, empty, or lacks a column."""
@@ -119,4 +120,4 @@ class Files:
         for k, name in zip(keys, said[title] if title else keys, strict=True):
             names.append(name if name and name not in taken else f"{name} [{k}]" if name else k)
             taken.add(names[-1])
-        return table(names, said, kinds, listed_by=listed_by, folder=self.root), place
+        return table(names, said, kinds, listed_by=listed_by, folder=self.root, vectors=self.text_vectors), place

@@ -21,7 +21,7 @@ from refresher_runner.data.events import Events, Interactions, InteractionSet, K
 from refresher_runner.data.fetch import Published, fetch, sha256
 from refresher_runner.data.tables import table
 from refresher_runner.errors import DataError
-from refresher_runner.features import Table
+from refresher_runner.features import Kind, Table
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, PositiveFloat
 from refresher_runner.spec import DataModule, InteractionSpec
@@ -67,6 +67,7 @@ def build_movielens(
     root: str,
     version: Literal["ml-latest-small", "ml-1m", "ml-20m"],
     min_rating: PositiveFloat | None,
+    text_vectors: str | None,
     split: Literal["last", "random"],
     val_count: Positive,
     test_count: NonNegative,
@@ -79,10 +80,12 @@ def build_movielens(
 ) -> DataModule[InteractionSpec]:
     """MovieLens: films that people rated, with titles, years and genres (Harper and Konstan, 2015)."""
     kept = Kept(split, val_count, test_count, cold_fraction, split_seed)
-    return InteractionSet(lambda _: read(root, version, min_rating or 0.0), block_size, batch_size, eval_batch_size, stride, kept)
+    return InteractionSet(
+        lambda _: read(root, version, min_rating or 0.0, text_vectors), block_size, batch_size, eval_batch_size, stride, kept
+    )
 
 
-def read(root: str, version: Version, min_rating: float) -> Interactions:
+def read(root: str, version: Version, min_rating: float, text_vectors: str | None = None) -> Interactions:
     """Every user and every film of which a rating counts. Raises DataError naming a file."""
     import numpy as np
     import torch
@@ -99,7 +102,7 @@ def read(root: str, version: Version, min_rating: float) -> Interactions:
     people = _people(_rows(files["users.dat"], "latin-1", "::"), user_ids.tolist()) if version == "ml-1m" else _nameless(user_ids.tolist())
     how = ("latin-1", "::") if version == "ml-1m" else ("utf-8", ",")
     digests = {f"{version}/{name}": sha256(content) for name, content in files.items()}
-    return Interactions(people, _films(_rows(files[names[1]], *how), film_ids.tolist()), events, digests)
+    return Interactions(people, _films(_rows(files[names[1]], *how), film_ids.tolist(), text_vectors), events, digests)
 
 
 def contents(root: str, version: Version, names: list[str]) -> Mapping[str, bytes]:
@@ -133,7 +136,7 @@ def _rows(content: bytes, encoding: str, separator: str) -> Iterator[list[str]]:
     return (row for row in rows if row and row[0].isdecimal())
 
 
-def _films(rows: Iterator[list[str]], ids: list[int]) -> Table:
+def _films(rows: Iterator[list[str]], ids: list[int], vectors: str | None) -> Table:
     """Names are titles with years; where several films have one, all but the first have their number too."""
     said = {int(number): (title, genres) for number, title, genres in rows}
     if unknown := [number for number in ids if number not in said]:
@@ -147,7 +150,8 @@ def _films(rows: Iterator[list[str]], ids: list[int]) -> Table:
         columns["title"].append(parts[1] if parts else title)
         columns["year"].append(parts[2] if parts else "")
         columns["genres"].append(genres.replace("(no genres listed)", ""))
-    return table(list(names), columns, {"genres": "category", "title": "text", "year": "number"}, listed_by="|", folder=Path())
+    kinds: dict[str, Kind] = {"genres": "category", "title": "text", "year": "number"}
+    return table(list(names), columns, kinds, listed_by="|", folder=Path(), vectors=vectors)
 
 
 def _people(rows: Iterator[list[str]], ids: list[int]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -19,17 +20,27 @@ LENGTH = 32  # words of a text
 PICTURE_SIZE = 32  # pixels of a side
 
 
-def table(names: Sequence[str], said: Mapping[str, Sequence[str]], kinds: Mapping[str, Kind], *, listed_by: str, folder: Path) -> Table:
+def table(
+    names: Sequence[str],
+    said: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, Kind],
+    *,
+    listed_by: str,
+    folder: Path,
+    vectors: str | None = None,
+) -> Table:
     """Rows of these names; of each column what was said of every row, which may be nothing: ''.
 
-    Of categories there may be several, `listed_by` a sign; a picture is a file in `folder`. Raises DataError, naming row and column,
-    for a number that is none, and for a file that is no picture.
+    Of categories there may be several, `listed_by` a sign; a picture is a file in `folder`; words begin with the `vectors` of a file.
+    Raises DataError, naming row and column, for a number that is none, and naming a file that is no picture, or holds no vectors.
     """
-    made = [_column(name, kind, said[name], names, listed_by, folder) for name, kind in kinds.items()]
+    made = [_column(name, kind, said[name], names, listed_by, folder, vectors) for name, kind in kinds.items()]
     return Table(tuple(names), tuple(column for column, _ in made), tuple(values for _, values in made))
 
 
-def _column(name: str, kind: Kind, said: Sequence[str], rows: Sequence[str], listed_by: str, folder: Path) -> tuple[Column, Any]:
+def _column(
+    name: str, kind: Kind, said: Sequence[str], rows: Sequence[str], listed_by: str, folder: Path, vectors: str | None
+) -> tuple[Column, Any]:
     import torch
 
     if kind == "number":
@@ -44,7 +55,26 @@ def _column(name: str, kind: Kind, said: Sequence[str], rows: Sequence[str], lis
         lists = [WORD.findall(text.lower())[:LENGTH] for text in said]
         counts = Counter(word for words in lists for word in words)
         names = sorted(sorted(counts), key=lambda word: -counts[word])[:WORDS]
-    return Column(name, kind, tuple(names)), _numbered(lists, names)
+    known = _vectors(Path(vectors), names) if vectors and kind == "text" else None
+    return Column(name, kind, tuple(names), known), _numbered(lists, names)
+
+
+def _vectors(file: Path, words: Sequence[str]) -> Any:
+    """(V, C) of words, out of a file of word2vec's; zeros of those that it lacks. Raises DataError where it has none of them."""
+    import torch
+
+    from refresher_runner.nn.word_vectors import read_vectors
+
+    found = read_vectors(file)
+    place = {word: number for number, word in enumerate(found.words)}
+    numbers = torch.tensor([place.get(word, -1) for word in words])
+    known = numbers >= 0
+    if not known.any():
+        raise DataError(
+            "has a vector for none of the words", key=str(file), cure="vectors of words in small letters, or data.text_vectors=null"
+        )
+    logging.getLogger(__name__).info("%d of %d words have vectors", int(known.sum()), len(words))
+    return found.vectors[numbers.clamp(min=0)] * known[:, None]
 
 
 def _numbered(lists: Sequence[Sequence[str]], names: Sequence[str]) -> Any:

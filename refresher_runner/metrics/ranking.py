@@ -74,8 +74,8 @@ class Ranking(TorchMetric):
         head[order] = (counts[order].cumsum(0) - counts[order]) * 2 < counts.sum()
         self.counts = counts
         self.group = torch.where(counts == 0, 2, torch.where(head, 0, 1))
-        self.names: tuple[str, ...] = ()
-        width = 3 * len(CUTS) + 1
+        self.names = [*(f"{name}{k}" for k in CUTS for name in ("hr", "recall", "ndcg")), "mrr"]
+        width = len(self.names)
         for name, shape in (("sums", (width,)), ("popularity", (2, 2)), ("group_hits", (3,)), ("group_events", (3,)), ("users", ())):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("recommended", torch.zeros(len(counts), dtype=torch.long), dist_reduce_fx="sum")
@@ -83,8 +83,7 @@ class Ranking(TorchMetric):
     def update(self, preds: Any, targets: Any) -> None:
         ranks, row, items = preds.ranks, targets.wanted[:, 0], targets.wanted[:, 2]
         values = per_user(ranks, row, len(targets.users))
-        self.names = tuple(values)
-        self.sums += torch.stack([value.sum() for value in values.values()])
+        self.sums += torch.stack([values[name].sum() for name in self.names])
         self.users += len(targets.users)
         top, counts, group = preds.top[:, : CUTS[0]], self.counts.to(row.device), self.group.to(row.device)
         self.recommended += top.flatten().bincount(minlength=len(counts))
@@ -183,7 +182,7 @@ def ranking_metrics(items: Table, counts: Tensor, best_recall: float | None, kno
     """Of `Ranked` to an InteractionBatch. `known` keeps what the baselines reach, from one evaluation to the next."""
     whole, lie, rivals = Ranking(counts), Alignment(), Baselines(len(items), known)
     cut = CUTS[0]
-    alone = [f"{name}{k}" for k in CUTS for name in ("hr", "recall", "ndcg")] + ["mrr", f"coverage{cut}", f"popularity{cut}"]
+    alone = *whole.names, f"coverage{cut}", f"popularity{cut}"
     metrics: dict[str, Metric] = {name: Part(whole, _entry(name)) for name in alone}
     if best_recall:
         metrics[f"recall{cut}_of_best"] = Part(whole, lambda value: value[f"recall{cut}"] / best_recall)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 NUMBERS = 1 << 22  # scores held at once: enough for a matrix product to be quick, few enough for a cache
+ITEMS = 1 << 17  # that queries are multiplied with at once
+GROUP = 64  # scores of which one largest is found first
 
 
 class Ranked(NamedTuple):
@@ -52,7 +54,7 @@ def ranked(
         scores = score(some).float().nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
         scores[hidden[:, 0], hidden[:, 1]] = -math.inf
         scores = again(some, scores) if again else scores
-        tops.append(scores.topk(min(k, items), dim=1).indices)
+        tops.append(best(scores, min(k, items))[1])
         of_wanted = scores[asked[:, 0], asked[:, 1]]
         among = scores[asked[:, 0]]
         ranks.append((among >= of_wanted[:, None]).sum(1) - 1)
@@ -66,14 +68,34 @@ def _within(pairs: Tensor, some: slice) -> Tensor:
     return pairs[begin:end] - pairs.new_tensor([some.start, 0])
 
 
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (Q, N): values (Q, k) and places (Q, k), the largest first; of equals, any.
+
+    Of N scores few can be among them: those in the k groups of successive scores whose largest are the largest.
+    """
+    count = scores.shape[1]
+    groups = count // GROUP
+    if groups <= 2 * k:
+        return scores.topk(min(k, count), dim=1)
+    tail = torch.arange(groups * GROUP, count, device=scores.device)
+    largest = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP)).amax(2).topk(k, dim=1, sorted=False).indices  # (Q, k)
+    places = (largest[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    places = torch.cat([places, tail.expand(len(scores), -1)], 1)
+    values, among = scores.gather(1, places).topk(k, dim=1)
+    return values, places.gather(1, among)
+
+
 def top_k(queries: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest products of queries (Q, D) with items (N, D): values (Q, k) and places (Q, k), the best first. Exact.
 
-    Of N scores few are above the k-th best of a sample, so that a block is first compared with that, which is quick, and sorted after.
+    Items in half precision are multiplied in that of the queries, some at a time, so that they take no more memory than they do.
     """
-    values, places = [], []
-    for some in blocks(len(queries), len(items)):
-        value, place = (queries[some] @ items.T).topk(min(k, len(items)), dim=1)
-        values.append(value)
-        places.append(place)
-    return torch.cat(values), torch.cat(places)
+    found = []
+    for begin in range(0, len(items), ITEMS):
+        some = items[begin : begin + ITEMS].to(queries.dtype)
+        parts = [best(queries[rows] @ some.T, min(k, len(some))) for rows in blocks(len(queries), len(some))]
+        values, places = (torch.cat(part) for part in zip(*parts, strict=True))
+        found.append((values, places + begin))
+    values, places = (torch.cat(part, 1) for part in zip(*found, strict=True))
+    values, among = values.topk(min(k, len(items)), dim=1)
+    return values, places.gather(1, among)

@@ -5,7 +5,7 @@ Letters: K examples, N classes, D numbers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,43 +14,65 @@ NUMBERS = {"cpu": 1 << 22}  # scores held at once
 MANY = 1 << 27  # likewise on an accelerator, where small products are slow
 
 
-def linear_cross_entropy(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+class Drawn(NamedTuple):
+    """Of classes that are a sample of more: log_q (N,), log of how often each was to be expected, and which each is, `classes` (N,); and
+    which is true, `examples` (K,). What is there twice is no other class.
+    """
+
+    log_q: Tensor
+    classes: Tensor
+    examples: Tensor
+
+
+def linear_cross_entropy(
+    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float = 0.0, drawn: Drawn | None = None
+) -> Tensor:
     """The mean over K of cross_entropy(h weight^T + bias, targets): h (K, D), weight (N, D), bias (N,), targets (K,).
 
-    A share `smoothing` of every target is spread over all classes.
+    A share `smoothing` of every target is spread over all classes. Of a sample, log_q is taken from the scores of all but the target.
     """
     if torch.is_autocast_enabled(h.device.type):
         dtype = torch.get_autocast_dtype(h.device.type)
         h, weight = h.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(h, weight, bias, targets, smoothing)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(h, weight, bias, targets, smoothing, *(drawn or (None, None, None)))  # type: ignore[no-any-return]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made with the loss, while the scores are at hand: g = (softmax - target) / K gives g W, g^T h and the sum of g."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        count, classes = len(h), len(weight)
-        size = max(1, NUMBERS.get(h.device.type, MANY) // classes)
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        log_q: Tensor | None,
+        classes: Tensor | None,
+        examples: Tensor | None,
+    ) -> Tensor:
+        count, number = len(h), len(weight)
+        size = max(1, NUMBERS.get(h.device.type, MANY) // number)
         loss = torch.zeros((), device=h.device)
-        wanted = ctx.needs_input_grad
         grads = torch.zeros_like(h), torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(bias)
         with torch.autocast(h.device.type, enabled=False):
             for begin in range(0, count, size):
-                some = h[begin : begin + size]
-                target = targets[begin : begin + size, None]
+                some, target = h[begin : begin + size], targets[begin : begin + size, None]
                 scores = (some @ weight.T).float().add_(bias)
+                true = scores.gather(1, target)
+                if log_q is not None and classes is not None and examples is not None:
+                    scores.sub_(log_q).masked_fill_(examples[begin : begin + size, None] == classes, -torch.inf).scatter_(1, target, true)
                 log_z = scores.logsumexp(1, keepdim=True)
-                loss += (log_z - (1 - smoothing) * scores.gather(1, target)).sum()
+                loss += (log_z - (1 - smoothing) * true).sum()
                 if smoothing:
                     loss -= smoothing * scores.mean(1).sum()
-                if not any(wanted):
+                if not any(ctx.needs_input_grad):
                     continue
                 g = scores.sub_(log_z).exp_()
                 if smoothing:
-                    g -= smoothing / classes
-                g.scatter_add_(1, target, g.new_full((), smoothing - 1).expand_as(target))
-                g /= count
+                    g -= smoothing / number
+                g.scatter_add_(1, target, g.new_full((), smoothing - 1).expand_as(target)).div_(count)
                 grads[2].add_(g.sum(0))
                 g = g.to(h.dtype)
                 grads[0][begin : begin + size] = g @ weight
@@ -60,4 +82,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors), None, None
+        return *(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors), None, None, None, None, None

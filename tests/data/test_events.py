@@ -17,6 +17,7 @@ from refresher_runner.data.events import Events, InteractionSet, Rows, ordered
 from refresher_runner.data.fetch import sha256
 from refresher_runner.data.interactions import CHOSEN, Law, build_interactions, draw
 from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.nn.word_vectors import write_vectors
 from refresher_runner.spec import InteractionSpec, Placement, Spec
 
 CUT = {"split": "last", "val_count": 1, "test_count": 1, "cold_fraction": 0.0, "split_seed": 0}
@@ -209,6 +210,7 @@ def own(folder: Path, **options) -> InteractionSet:
         "item_columns": {"kinds": "category", "size": "number", "name": "text"},
         "separator": ",",
         "listed_by": "|",
+        "text_vectors": None,
     }
     data = build_csv(root=str(folder), **{**given, **CUT, **BATCHES, **options})
     assert isinstance(data, InteractionSet)
@@ -256,6 +258,20 @@ def test_a_table_that_is_not_right_is_named(tmp_path: Path, file, text, options,
         own(tmp_path, **options)
 
 
+@pytest.mark.parametrize("suffix", ["txt", "bin"])
+def test_words_begin_with_vectors_of_a_file(tmp_path: Path, suffix: str):
+    file, vectors = tmp_path / f"vectors.{suffix}", torch.randn(3, 4)
+    write_vectors(file, ["bread", "wine", "pie"], vectors)
+    [words] = [column for column in own(tables(tmp_path), text_vectors=str(file)).spec.items.columns if column.kind == "text"]
+    assert words.vectors is not None
+    expected = {"bread": vectors[0], "pie": vectors[2]}
+    for word, vector in zip(words.names, words.vectors, strict=True):
+        torch.testing.assert_close(vector, expected.get(word, torch.zeros(4)), atol=1e-5, rtol=1e-4)
+    write_vectors(file, ["wine"], vectors[:1])
+    with pytest.raises(DataError, match="none of the words"):
+        own(tables(tmp_path), text_vectors=str(file))
+
+
 def test_columns_without_a_table(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"data\.user_columns"):
         own(tables(tmp_path), user_columns={"city": "category"})
@@ -267,7 +283,9 @@ FILMS = 'movieId,title,genres\n1,Toy Story (1995),Adventure|Animation\n2,Heat (1
 
 
 def lens(root: Path, version: str, **options) -> InteractionSet:
-    data = movielens.build_movielens(**{"root": str(root), "version": version, "min_rating": None, **CUT, **BATCHES, **options})
+    data = movielens.build_movielens(
+        **{"root": str(root), "version": version, "min_rating": None, "text_vectors": None, **CUT, **BATCHES, **options}
+    )
     assert isinstance(data, InteractionSet)
     data.prepare()
     return data

@@ -154,7 +154,7 @@ def test_what_is_published_of_the_real_one(shared_data: Path):
 
     cut = {"split": "last", "val_count": 1, "test_count": 1, "cold_fraction": 0.0, "split_seed": 0}
     sizes = {"block_size": 10, "stride": 10, "batch_size": 8, "eval_batch_size": 200}
-    data = build_movielens(root=str(shared_data), version="ml-latest-small", min_rating=None, **cut, **sizes)
+    data = build_movielens(root=str(shared_data), version="ml-latest-small", min_rating=None, text_vectors=None, **cut, **sizes)
     data.prepare()
     metric = Baselines(9724, {})
     for questions in data.test_loader(Placement()).batches(0):

@@ -119,6 +119,25 @@ def test_the_softmax_is_over_all_items(data):
     torch.testing.assert_close(task.step(batch).loss, F.cross_entropy(scores, batch.wanted[:, 2]))
 
 
+@pytest.mark.parametrize("negatives", [0, 6])
+def test_the_sampled_softmax_in_one_piece(data, negatives: int):
+    """What is computed block by block is the objective, and so are its gradients."""
+    task, batch = made(data, objective="sampled_softmax", negatives=negatives), first(data)
+    torch.nn.init.normal_(task.bias)
+    torch.manual_seed(1)
+    ours = task.step(batch).loss
+    torch.manual_seed(1)
+    items = batch.wanted[:, 2]
+    candidates = torch.cat([items, torch.randint(ITEMS, (negatives,))])
+    scores = task.seen(batch, True).u @ task.item(candidates).T + task.bias[candidates]
+    true, same = torch.arange(len(items)), candidates == items[:, None]
+    theirs = sampled_softmax(Told(scores, true, same, task.log_q(candidates, len(items))))
+    torch.testing.assert_close(ours, theirs)
+    parameters = list(task.parameters())
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 # -------------------------------------------------------------------- every option
 
 

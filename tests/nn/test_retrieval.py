@@ -78,6 +78,15 @@ def test_the_top_is_exact(monkeypatch: pytest.MonkeyPatch, held: int):
     assert top_k(queries, items[:3], 7)[1].shape == (9, 3)
 
 
+def test_the_top_of_many_parts_and_of_half_precision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retrieval, "ITEMS", 100)
+    queries, items = torch.randn(9, 5), torch.randn(3001, 5).half()
+    values, places = top_k(queries, items, 7)
+    expected = (queries @ items.float().T).topk(7)
+    torch.testing.assert_close(values, expected.values)
+    torch.testing.assert_close((queries[:, None] * items.float()[places]).sum(-1), values)
+
+
 # -------------------------------------------------------------------- scores
 
 

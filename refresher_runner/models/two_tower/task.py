@@ -39,9 +39,10 @@ from refresher_runner.nn.attention import check_heads
 from refresher_runner.nn.dropout import Dropout
 from refresher_runner.nn.features import FeatureEncoder
 from refresher_runner.nn.history import Recency, Recurrent, SelfAttention
+from refresher_runner.nn.ranks import Shares, together
 from refresher_runner.nn.retrieval import Ranked, ranked
 from refresher_runner.nn.scores import SCORES, CrossAttention, Dot
-from refresher_runner.nn.softmax import linear_cross_entropy
+from refresher_runner.nn.softmax import Drawn, linear_cross_entropy
 from refresher_runner.registry import MODELS
 from refresher_runner.report import Prediction, Report
 from refresher_runner.schema import Decay, NonNegative, Positive, PositiveFloat
@@ -89,6 +90,14 @@ class UserTower(nn.Module):
         if self.history is not None:
             h = self.history(x, there) + h
         return self.head(h).expand(-1, x.shape[1] + 1, -1)
+
+
+class Scored(NamedTuple):
+    """scores (K, C) of examples and candidates, of which true (K,) are right; v (C, D) of the candidates"""
+
+    scores: Tensor
+    true: Tensor
+    v: Tensor
 
 
 class Seen(NamedTuple):
@@ -168,25 +177,35 @@ class TwoTower(Task):
             return Output(preds.losses.mean(), preds=preds, targets=batch)
         joint = self.joint
         self._enter()
-        seen, items = self.seen(batch, joint), batch.wanted[:, 2]
-        score = self.score if joint else self.dot
-        if self.objective == "softmax":
-            v, true = self.item(self.every()), items
-            if isinstance(score, Dot) and self.second is None:
-                u, v = score.sides(self.dropout(seen.u), v)
-                return Output(linear_cross_entropy(u, v, self.bias, true, self.label_smoothing) + self._idle())
-            scores = score(self.dropout(seen.u), v) + self.bias
-            loss = F.cross_entropy(scores, true, label_smoothing=self.label_smoothing)
-        else:
-            candidates = torch.cat([items, torch.randint(len(self.spec.items), (self.negatives,), device=items.device)])
-            v, true = self.item(candidates), torch.arange(len(items), device=items.device)
-            scores = score(self.dropout(seen.u), v) + self.bias[candidates]
-            same = candidates == items[:, None]
-            loss = OBJECTIVES[self.objective](Told(scores, true, same, self.log_q(candidates, len(items))))
-        if self.second is None or not joint:
+        seen, score = self.seen(batch, joint), self.score if joint else self.dot
+        second = self.second if joint else None
+        learn = self._over_all if self.objective == "softmax" else self._over_some
+        loss, scored = learn(self.dropout(seen.u), batch.wanted[:, 2], score, keep=second is not None)
+        if second is None or scored is None:
             return Output(loss + self._idle())
-        again = self._second_loss(self.second, seen, v, scores, true)
+        again = self._second_loss(second, seen, scored)
         return Output(loss + again, {"retrieval": loss.detach(), "rerank": again.detach()})
+
+    def _over_all(self, u: Tensor, items: Tensor, score: nn.Module, *, keep: bool) -> tuple[Tensor, Scored | None]:
+        """- log softmax over all items; scores, if they are to be kept."""
+        v, weight = self.item(self.every()), Shares.of(len(items), items.device).weight
+        if isinstance(score, Dot) and not keep:
+            return linear_cross_entropy(*score.sides(u, v), self.bias, items, self.label_smoothing) * weight, None
+        scores = score(u, v) + self.bias
+        return F.cross_entropy(scores, items, label_smoothing=self.label_smoothing) * weight, Scored(scores, items, v)
+
+    def _over_some(self, u: Tensor, items: Tensor, score: nn.Module, *, keep: bool) -> tuple[Tensor, Scored | None]:
+        """An objective in which every example of the batch meets every item of it, whichever process has them, and some that are drawn."""
+        shares = Shares.of(len(items), items.device)
+        items, u = together(items, shares), together(u, shares)
+        candidates = torch.cat([items, torch.randint(len(self.spec.items), (self.negatives,), device=items.device)])
+        v, bias, log_q = self.item(candidates), self.bias[candidates], self.log_q(candidates, len(items))
+        true = torch.arange(len(items), device=items.device)
+        if isinstance(score, Dot) and self.objective == "sampled_softmax" and not keep:  # the same as below, without a tensor of K x C
+            return linear_cross_entropy(*score.sides(u, v), bias, true, drawn=Drawn(log_q, candidates, items)), None
+        scores = score(u, v) + bias
+        loss = OBJECTIVES[self.objective](Told(scores, true, candidates == items[:, None], log_q))
+        return loss, Scored(scores[shares.own], true[shares.own], v)
 
     def log_q(self, candidates: Tensor, examples: int) -> Tensor:
         """Log of how often (C,) each was to be expected: among the others of the batch, by popularity, and among those drawn, evenly."""
@@ -194,8 +213,9 @@ class TwoTower(Task):
         log_p = self.log_p[candidates] + math.log(max(examples - 1, 1e-30))
         return torch.logaddexp(log_p, log_p.new_full((), drawn))
 
-    def _second_loss(self, second: CrossAttention, seen: Seen, v: Tensor, scores: Tensor, true: Tensor) -> Tensor:
+    def _second_loss(self, second: CrossAttention, seen: Seen, scored: Scored) -> Tensor:
         """Cross-entropy of the true item among the best of the candidates, by the second look at them, for some examples."""
+        scores, true, v = scored
         some = torch.randperm(len(true), device=true.device)[:RERANKED]
         of_true = scores.detach()[some].scatter(1, true[some, None], math.inf)
         best = of_true.topk(min(self.rerank, of_true.shape[1]), 1).indices  # the true one first
