@@ -17,8 +17,9 @@ class Shares(NamedTuple):
 
     @staticmethod
     def of(count: int, device: torch.device) -> Shares:
-        """Where this process has `count`; without others, these are all."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        """Where this process has `count`; without others, these are all, and so where nothing is learnt, and others are elsewhere."""
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        if alone or not torch.is_grad_enabled():
             return Shares([count], 0)
         counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
         counts[dist.get_rank()] = count

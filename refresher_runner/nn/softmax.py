@@ -38,7 +38,10 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are made with the loss, while the scores are at hand: g = (softmax - target) / K gives g W, g^T h and the sum of g."""
+    """The gradients are made with the loss, while the scores are at hand: g = softmax - target gives g W, g^T h and the sum of g.
+
+    They are divided by K and multiplied by what comes from behind at the end, in single precision: in half, softmax / K is often zero.
+    """
 
     @staticmethod
     def forward(
@@ -55,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         count, number = len(h), len(weight)
         size = max(1, NUMBERS.get(h.device.type, MANY) // number)
         loss = torch.zeros((), device=h.device)
-        grads = torch.zeros_like(h), torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(bias)
+        grads = torch.zeros_like(h, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(bias)
         with torch.autocast(h.device.type, enabled=False):
             for begin in range(0, count, size):
                 some, target = h[begin : begin + size], targets[begin : begin + size, None]
@@ -72,14 +75,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 g = scores.sub_(log_z).exp_()
                 if smoothing:
                     g -= smoothing / number
-                g.scatter_add_(1, target, g.new_full((), smoothing - 1).expand_as(target)).div_(count)
+                g.scatter_add_(1, target, g.new_full((), smoothing - 1).expand_as(target))
                 grads[2].add_(g.sum(0))
                 g = g.to(h.dtype)
                 grads[0][begin : begin + size] = g @ weight
                 grads[1].add_(g.T @ some)
-        ctx.save_for_backward(*(grad.to(x.dtype) for grad, x in zip(grads, (h, weight, bias), strict=True)))
+        ctx.save_for_backward(*grads)
+        ctx.dtypes, ctx.count = (h.dtype, weight.dtype, bias.dtype), count
         return loss / count
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *(grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors), None, None, None, None, None
+        grads = (grad * (grad_loss / ctx.count) for grad in ctx.saved_tensors)
+        return *(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None, None, None, None, None

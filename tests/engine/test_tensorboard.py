@@ -198,6 +198,14 @@ def test_sprites_fit_into_a_browser(tmp_path: Path) -> None:
         assert 8000 < max(sprite.size) <= 8192
 
 
+def test_vectors_may_be_coloured_by_a_group(tmp_path: Path) -> None:
+    board = Run(tmp_path).board()
+    board.log({"items": Embedding(torch.rand(2, 3), ("Toy\tStory", "Heat"), groups=("Animation", "Crime"))}, 1)
+    board.close()
+    [file] = tmp_path.rglob("metadata.tsv")
+    assert file.read_text(encoding="utf-8").splitlines() == ["label\tgroup", "Toy Story\tAnimation", "Heat\tCrime"]
+
+
 def test_hparams_are_of_the_run_itself(cut: Run) -> None:
     """From its beginning: its configuration but for the seed, in a group with the runs that differ in that alone."""
     assert [path.name for path in cut.folder.iterdir() if path.is_dir()] == ["projector"]

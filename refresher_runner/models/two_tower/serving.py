@@ -86,9 +86,8 @@ def _place(names: Sequence[str], name: str, asked: str) -> int:
 def _for_user(task: Towers, asked: str, user: int) -> Prediction:
     """By all that the user came to, which is not recommended anew."""
     known = task.spec.log.of(user).to(task.bias.device)
-    events = F.pad(known[-task.spec.block_size :] if task.spec.block_size else known[:0], (0, 0))
-    length = len(events)
-    events = F.pad(events, (0, task.spec.block_size - length), value=-1)
+    length = min(len(known), task.spec.block_size)
+    events = F.pad(known[len(known) - length :], (0, task.spec.block_size - length), value=-1)
     seen = torch.stack([torch.zeros_like(known), known], 1)
     wanted = torch.tensor([[0, length, 0]], device=known.device)  # of which the rank is of no interest
     batch = InteractionBatch(torch.tensor([user], device=known.device), events[None], wanted, seen)
