@@ -207,7 +207,7 @@ def test_two_processes_are_one_batch_of_negatives(tmp_path: Path, objective: str
     for tag in ("train/loss", "val/loss", "val/ndcg10", "val/hr10_of_baseline/ease", "test/loss"):
         assert series(runs[0], tag) == pytest.approx(series(runs[1], tag), rel=1e-4), tag
     one, two = (weights(run, "last") for run in runs)
-    assert torch.allclose(one, two, atol=1e-5)
+    assert torch.allclose(one, two, atol=1e-4)
 
 
 def test_two_processes_count_all_that_they_train_on(tmp_path: Path) -> None:
