@@ -2,6 +2,7 @@
 
 REFRESHER_DATA=... python -m benchmarks.towers training [threads]   examples a second beside a plain PyTorch two-tower with a DataLoader
 python -m benchmarks.towers catalogue [threads]                     the best 50 of 100,000 items for 1,000 users, beside faiss's flat index
+python -m benchmarks.towers quality NAME=CHOICE ... [seed=N]        hr and ndcg at ten: the epoch that validates best, and its test
 python -m benchmarks.towers memory                                  what 1,000,000 items of 64 numbers take in half precision
 
 Both towers of `training` are a vector for each user and each item of ml-latest-small, 64 numbers, with a softmax over a batch of 1,024 and
@@ -23,10 +24,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from refresher_runner.compose import checked, compose
 from refresher_runner.data.events import InteractionSet
+from refresher_runner.engine.optim import lr_factor
 from refresher_runner.features import Table
+from refresher_runner.metrics.ranking import per_user
 from refresher_runner.nn.retrieval import top_k
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
-from refresher_runner.spec import Placement
+from refresher_runner.spec import Loader, Placement
 
 BATCH, DIM, TURNS = 1024, 64, 5
 PLAIN = ["model.history=none", "model.user_ids=true", "model.objective=sampled_softmax", f"model.dim={DIM}", "model.dropout=0.0"]
@@ -78,6 +81,49 @@ def training(threads: int) -> None:
     print(
         f"examples/s, {threads} threads: ours {examples / a:,.0f}, plain PyTorch with a DataLoader {examples / b:,.0f}, ratio {b / a:.2f}"
     )
+
+
+def quality(typed: list[str]) -> None:
+    """What `refresher train` does, without its logs, checkpoints and baselines."""
+    begin = time.process_time()
+    settings = checked(*compose(["model=two_tower", *typed]))
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.run.seed)
+    data = DATASETS.builder(settings.data.name)(**settings.data.options)
+    data.prepare()
+    task = MODELS.builder("two_tower")(data.spec, **settings.model.options)
+    optimizer = OPTIMIZERS.builder(settings.optimizer.name)(task, **settings.optimizer.options)
+    loader = data.train_loader(Placement(seed=settings.run.seed))
+    total, step, best = settings.trainer.duration.steps(len(loader)), 0, (-1.0, "")
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    assert total is not None
+    while step < total:
+        for batch in loader.batches(step // len(loader)):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * lr_factor(settings.schedule, step, total)
+            optimizer.zero_grad()
+            task.step(batch).loss.backward()
+            optimizer.step()
+            step += 1
+        val, test = (judged(task, split(Placement())) for split in (data.val_loader, data.test_loader))
+        best = max(best, (val["ndcg10"], f"validation {told(val)}; test {told(test)}; epoch {step // len(loader)}"))
+    of_best = f", best possible recall {data.spec.best_recall:.4f}" if data.spec.best_recall else ""
+    print(f"seed {settings.run.seed}: {best[1]}; {time.process_time() - begin:.0f} s of CPU{of_best}")
+
+
+@torch.no_grad()
+def judged(task: nn.Module, loader: Loader) -> dict[str, float]:
+    task.eval()
+    sums, users = dict.fromkeys(("hr10", "ndcg10"), 0.0), 0
+    for batch in loader.batches(0):
+        values = per_user(task.ranked(batch).ranks, batch.wanted[:, 0], len(batch.users))
+        sums, users = {name: total + float(values[name].sum()) for name, total in sums.items()}, users + len(batch.users)
+    task.train()
+    return {name: total / users for name, total in sums.items()}
+
+
+def told(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 def catalogue(threads: int, queries: int = 1000, items: int = 100_000, k: int = 50) -> None:
@@ -136,6 +182,8 @@ if __name__ == "__main__":
     what, *threads = sys.argv[1:] or ["?"]
     if what == "memory":
         memory()
+    elif what == "quality":
+        quality(threads)
     elif what in ("training", "catalogue"):
         (training if what == "training" else catalogue)(int(threads[0]) if threads else torch.get_num_threads())
     else:
