@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.inside import trained as train
 from tests.models.build import build
 
 SMOKE = ["trainer=smoke", "trainer.threads=1", "trainer.device=cpu"]
+README = Path(__file__).parents[1] / "README.md"  # a text
 QUIET = [*SMOKE, "trainer.loggers=[]"]
 SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "inverse_sqrt")
 
@@ -56,14 +58,14 @@ WITHOUT_CLASSES = {  # what is shown instead of a confusion matrix
 
 
 def on_digits(model: str) -> list[str]:
-    """A model's own data set if it comes with the package, a small one; else digits."""
+    """A model's own data set if it comes with the package, a small one; a short text; else digits."""
     data = compose([f"model={model}"])[0]["data"]
     small = {
         "digits": [],
         "shapes": ["data.root=shapes", *FEW, "data.size=64"],
         "captioned_shapes": [*FEW, "data.batch_size=32"],
         "dates": [*FEW, "data.batch_size=32"],
-        "python_docs": ["data.tokens=characters", "data.block_size=32", "data.val_fraction=0.0002", "data.test_fraction=0.0002"],
+        "python_docs": ["data=text_file", "data.root=text.txt", "data.tokens=characters", "data.block_size=32"],
         "interactions": ["data.users=48", "data.items=40", "data.events=8", "data.block_size=6", "data.stride=6", "data.batch_size=16"],
         "python_words": ["data.block_size=100", "data.val_fraction=0.005", "data.test_fraction=0.005"],
     }
@@ -86,15 +88,24 @@ def on_digits(model: str) -> list[str]:
 # ---------------------------------------------------------------- every model
 
 
+@pytest.fixture(scope="module")
+def kept_judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those that a run has trained are there for the next: models that draw the same data need one."""
+    return tmp_path_factory.mktemp("judges")
+
+
 @pytest.mark.parametrize("model", MODELS.names())
-def test_every_model_leaves_a_whole_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_model_leaves_a_whole_run(model: str, kept_judges: Path, capsys: pytest.CaptureFixture[str]) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     Path("notes.txt").write_text("one\n", encoding="utf-8")
     for words in (["init", "-q"], ["add", "notes.txt"], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *words], check=True)
     Path("notes.txt").write_text("two\n", encoding="utf-8")
+    Path("text.txt").write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copytree(kept_judges, "outputs/judges")
     typed = [*on_digits(model), *SMOKE]
     run = train(*typed)
+    shutil.copytree("outputs/judges", kept_judges, dirs_exist_ok=True)
 
     config, stored = compose(typed)
     del config["sweep"]  # how it was launched
