@@ -101,8 +101,10 @@ def tensorboard(
     bind_all: Annotated[bool, typer.Option("--bind_all", "--bind-all", help="Serve every machine that can reach this one.")] = False,
 ) -> int:
     """TensorBoard on this machine alone, for one run or for all below a folder."""
+    import signal
     import subprocess
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # TensorBoard leaves with us, and its columns
     folder = find("last", Path("outputs")).path if path == "last" else Path(path)
     if not folder.is_dir():
         raise UsageError("no such folder", key="path", value=path, cure="refresher runs lists the runs there are")
