@@ -48,13 +48,12 @@ def pipeline() -> tuple[float, float]:
         return speed, _drawing(lambda: task.sample(torch.arange(DRAWN), DRAWN))
 
 
-def diffusers(precision: str = "fp32") -> tuple[float, float]:
-    import torch
-    import torch.nn.functional as F
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel  # pyright: ignore[reportMissingImports]
+def unet_of_diffusers(size: int):
+    """3.94 M parameters, for pictures of size x size of one channel."""
+    from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
 
-    net = UNet2DModel(
-        sample_size=32,
+    return UNet2DModel(
+        sample_size=size,
         in_channels=1,
         out_channels=1,
         layers_per_block=2,
@@ -63,6 +62,14 @@ def diffusers(precision: str = "fp32") -> tuple[float, float]:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )
+
+
+def diffusers(precision: str = "fp32") -> tuple[float, float]:
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDIMScheduler, DDPMScheduler  # pyright: ignore[reportMissingImports]
+
+    net = unet_of_diffusers(32)
     noise, way, x = DDPMScheduler(1000), DDIMScheduler(1000), 2 * torch.rand(64, 1, 32, 32) - 1
     way.set_timesteps(STEPS)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)

@@ -18,6 +18,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from benchmarks.diffusion import unet_of_diffusers
 from refresher_runner.compose import checked, compose
 from refresher_runner.judges import judge_for
 from refresher_runner.metrics.generation import frechet_distance, precision_recall
@@ -48,20 +49,7 @@ def ours() -> nn.Module:
 
 
 def diffusers() -> nn.Module:
-    from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
-
-    return Unconditional(
-        UNet2DModel(
-            sample_size=28,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=2,
-            block_out_channels=(32, 64, 128),
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            norm_num_groups=8,
-        )
-    )
+    return Unconditional(unet_of_diffusers(28))
 
 
 def lucidrains() -> nn.Module:

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from refresher_runner.errors import ConfigError, UsageError
 from refresher_runner.nn.attention import MultiHeadAttention
-from refresher_runner.nn.gather import gathered, rank_and_size
 from refresher_runner.nn.pictures import is_picture, picture_files
+from refresher_runner.nn.ranks import gathered, rank_and_size
 from refresher_runner.nn.resnet import conv3x3, group, he_normal_
 from refresher_runner.nn.transformer import Layer, TextEncoder, initialise
 from refresher_runner.registry import MODELS

@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from refresher_runner.errors import ConfigError, UsageError
-from refresher_runner.nn.autoencoder import Autoencoder, Likelihood, between, draw, kl_to_prior, log_normal
+from refresher_runner.errors import UsageError
+from refresher_runner.nn.autoencoder import Autoencoder, Likelihood, between, check_modulation, draw, kl_to_prior, log_normal
 from refresher_runner.nn.pictures import picture_files, side_by_side
 from refresher_runner.nn.unet import check_levels
 from refresher_runner.registry import MODELS
@@ -245,7 +245,5 @@ def build_vae(
         importance_samples=importance_samples,
         showing=Showing(operation, frames, modulation, truncation, samples, judged),
     )
-    if len(modulation) not in (1, task.latents):
-        problem = f"holds {len(modulation)} numbers for {task.latents} latents"
-        raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")
+    check_modulation(modulation, task.latents, "latents")
     return task

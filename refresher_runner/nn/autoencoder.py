@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refresher_runner.errors import ConfigError
 from refresher_runner.nn.unet import GROUPS
 
 Likelihood = Literal["bernoulli", "gaussian"]
@@ -153,3 +154,10 @@ def between(a: Tensor, b: Tensor, frames: int) -> Tensor:
     """From a to b by a line, both included: (...) twice -> (frames, ...)"""
     way = torch.linspace(0, 1, frames, device=a.device, dtype=a.dtype)
     return torch.lerp(a, b, way.view(-1, *[1] * a.ndim))
+
+
+def check_modulation(modulation: Sequence[float], latents: int, named: str) -> None:
+    """Raises ConfigError for factors that are neither one for all latents nor one for each."""
+    if len(modulation) not in (1, latents):
+        problem = f"holds {len(modulation)} numbers for {latents} {named}"
+        raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")

@@ -9,6 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Of this process among those that have met; 0 and 1 where it is alone."""
+    met = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if met else (0, 1)
+
+
 class Shares(NamedTuple):
     """How many examples each process has, and which process this is."""
 
@@ -18,13 +24,13 @@ class Shares(NamedTuple):
     @staticmethod
     def of(count: int, device: torch.device) -> Shares:
         """Where this process has `count`; without others, these are all, and so where nothing is learnt, and others are elsewhere."""
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if alone or not torch.is_grad_enabled():
+        rank, size = rank_and_size()
+        if size == 1 or not torch.is_grad_enabled():
             return Shares([count], 0)
-        counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
-        counts[dist.get_rank()] = count
+        counts = torch.zeros(size, dtype=torch.long, device=device)
+        counts[rank] = count
         dist.all_reduce(counts)
-        return Shares(counts.tolist(), dist.get_rank())
+        return Shares(counts.tolist(), rank)
 
     @property
     def own(self) -> slice:
@@ -45,6 +51,12 @@ def together(x: Tensor, shares: Shares) -> Tensor:
     parameters are averaged over the processes, as DDP does, they are those of this loss in one process.
     """
     return x if len(shares.counts) == 1 else _Together.apply(x, shares)  # type: ignore[no-any-return]
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The same where every process has as many rows, in training and out of it: (processes * B, ...) of (B, ...)."""
+    rank, size = rank_and_size()
+    return together(x, Shares([len(x)] * size, rank))
 
 
 class _Together(torch.autograd.Function):

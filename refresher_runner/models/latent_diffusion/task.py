@@ -31,13 +31,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from refresher_runner.errors import ConfigError
 from refresher_runner.models.latent_diffusion.showing import observe, predict
 from refresher_runner.nn.attention import check_heads
-from refresher_runner.nn.autoencoder import Autoencoder, draw, kl_to_prior
+from refresher_runner.nn.autoencoder import Autoencoder, check_modulation, draw, kl_to_prior
 from refresher_runner.nn.denoisers import denoiser, guided
 from refresher_runner.nn.diffusion import Process, Target
-from refresher_runner.nn.gather import gathered
+from refresher_runner.nn.ranks import gathered
 from refresher_runner.nn.samplers import Sampling, last
 from refresher_runner.nn.transformer import TextEncoder
 from refresher_runner.nn.unet import UNet, check_geometry, check_levels
@@ -282,9 +281,7 @@ def build_latent_diffusion(
     """
     check_levels(autoencoder_width, autoencoder_multipliers, "model.autoencoder_")
     check_heads(dim, text_heads, key="model.text_heads")
-    if len(modulation) not in (1, latents):
-        problem = f"holds {len(modulation)} numbers for {latents} latents of a place"
-        raise ConfigError(problem, key="model.modulation", value=list(modulation), cure="one number for all, or one for each")
+    check_modulation(modulation, latents, "latents of a place")
     of_pixels = Autoencoder(
         spec.channels,
         spec.size,
