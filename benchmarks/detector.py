@@ -80,9 +80,9 @@ def pipeline_infer(run: str) -> float:
     from refresher_runner.engine import checkpoint
     from refresher_runner.engine.device import choose_device, choose_precision
     from refresher_runner.engine.evaluate import autocast
+    from refresher_runner.pictures import open_picture
     from refresher_runner.registry import MODELS
     from refresher_runner.settings import check
-    from refresher_runner.spec import open_picture
 
     data = data_set()
     settings = check(compose(CHOICE)[0])
@@ -168,7 +168,7 @@ def ultralytics_train() -> float:
 def ultralytics_infer() -> float:
     import numpy as np
 
-    from refresher_runner.spec import open_picture
+    from refresher_runner.pictures import open_picture
 
     data = data_set()
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def ultralytics_infer() -> float:
 
 def ultralytics_quality(epochs: str) -> float:
     from refresher_runner.nn.detect import MOST, Detections
-    from refresher_runner.spec import letterbox, open_picture
+    from refresher_runner.pictures import letterbox, open_picture
 
     data = data_set()
     with tempfile.TemporaryDirectory() as folder:

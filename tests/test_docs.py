@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,7 @@ def lay_out_boxes(root: Path) -> None:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the documents speak of, and two runs."""
     desk = tmp_path_factory.mktemp("desk")
+    (desk / "judges").mkdir()
     for folder in ("folder", *(f"{root}/{kind}" for root in ("photos", "my_pictures") for kind in ("cat", "dog"))):
         (desk / folder).mkdir(parents=True)
         for number in range(12):
@@ -110,8 +112,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def at_the_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(desk)
+def at_the_desk(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every command finds the desk as it was laid, whatever others have run before it; judges that they trained are kept."""
+    for file in desk.iterdir():
+        if file.name not in ("outputs", "judges"):
+            (tmp_path / file.name).symlink_to(file)
+    shutil.copytree(desk / "outputs", tmp_path / "outputs", symlinks=True)
+    (tmp_path / "outputs" / "judges").symlink_to(desk / "judges")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFRESHER_DATA", str(desk / "none"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield

@@ -14,7 +14,7 @@ import refresher_runner
 PACKAGE = Path(refresher_runner.__file__).parent
 LAYERS = [
     {"errors"},
-    {"schema", "registry", "report", "spec", "vocabulary", "features"},
+    {"schema", "registry", "report", "spec", "vocabulary", "features", "pictures"},
     {"nn", "metrics", "task"},
     {"models", "data", "engine"},
     {"settings", "bands", "restore", "judges", "parts", "budget", "tuning", "run", "runs", "reproduction"},

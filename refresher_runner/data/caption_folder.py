@@ -26,9 +26,10 @@ from refresher_runner.data.learnt import refuse_contradiction
 from refresher_runner.data.subwords import learn_subwords
 from refresher_runner.data.text import content_of, decoded
 from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.pictures import SUFFIXES, fit, open_picture, to_tensor
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, PositiveFloat, Share
-from refresher_runner.spec import SUFFIXES, CaptionSpec, DataModule, fit, open_picture, plain, to_tensor
+from refresher_runner.spec import CaptionSpec, DataModule, plain
 from refresher_runner.vocabulary import SPECIAL, Vocabulary
 
 if TYPE_CHECKING:

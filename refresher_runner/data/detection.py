@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from refresher_runner.errors import ConfigError
+from refresher_runner.pictures import GREY, letterbox, open_picture
 from refresher_runner.schema import Fraction
-from refresher_runner.spec import GREY, DataModule, DetectionBatch, DetectionSpec, Placement, letterbox, open_picture
+from refresher_runner.spec import DataModule, DetectionBatch, DetectionSpec, Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,9 +13,10 @@ from refresher_runner.data.class_folders import ClassFolders, Files
 from refresher_runner.data.fetch import sha256
 from refresher_runner.data.images import check_pad
 from refresher_runner.errors import ConfigError
+from refresher_runner.pictures import SUFFIXES, read_picture
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, PositiveFloat, Share
-from refresher_runner.spec import SUFFIXES, DataModule, ImageBatch, ImageSpec, Placement, read_picture
+from refresher_runner.spec import DataModule, ImageBatch, ImageSpec, Placement
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import Any
 
 from refresher_runner.errors import DataError
 from refresher_runner.features import Column, Kind, Table
-from refresher_runner.spec import read_picture
+from refresher_runner.pictures import read_picture
 
 WORD = re.compile(r"\w+")
 WORDS = 20_000  # different words of a column of text, the most frequent

@@ -21,9 +21,10 @@ from xml.etree import ElementTree
 from refresher_runner.data.detection import Augment, DetectionSet, Dropped, Scene, Splits, sound_boxes
 from refresher_runner.data.images import stratified
 from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.pictures import SUFFIXES
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, Share
-from refresher_runner.spec import SUFFIXES, DataModule, DetectionSpec
+from refresher_runner.spec import DataModule, DetectionSpec
 
 VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"

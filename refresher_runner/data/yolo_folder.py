@@ -21,9 +21,10 @@ from typing import Any
 from refresher_runner.data.detection import Augment, DetectionSet, Dropped, Scene, Splits, sound_boxes
 from refresher_runner.data.voc import cut, listed, picture_size, refuse
 from refresher_runner.errors import ConfigError, DataError
+from refresher_runner.pictures import SUFFIXES
 from refresher_runner.registry import DATASETS
 from refresher_runner.schema import Fraction, NonNegative, Positive, Share
-from refresher_runner.spec import SUFFIXES, DataModule, DetectionSpec
+from refresher_runner.spec import DataModule, DetectionSpec
 
 Corners = tuple[float, ...]  # x1 y1 x2 y2, in shares of the picture's width and height
 

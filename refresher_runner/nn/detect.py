@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from refresher_runner.nn.pictures import draw_boxes, enlargement, picture_files, side_by_side
+from refresher_runner.pictures import open_picture, to_tensor
 from refresher_runner.report import Images, Prediction, Report
-from refresher_runner.spec import DetectionBatch, DetectionSpec, open_picture, to_tensor
+from refresher_runner.spec import DetectionBatch, DetectionSpec
 from refresher_runner.task import Goal, Metric, Output, Task
 
 FLOOR = 0.001  # candidates that score less are never looked at: mean average precision wants the faint ones too

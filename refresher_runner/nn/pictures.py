@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refresher_runner.errors import DataError
-from refresher_runner.spec import SUFFIXES, to_tensor
+from refresher_runner.pictures import SUFFIXES, to_tensor
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

@@ -14,7 +14,8 @@ from PIL import Image
 from refresher_runner.data.caption_folder import build_captions, family, read_pairs
 from refresher_runner.data.captions import CaptionSet
 from refresher_runner.errors import ConfigError, DataError
-from refresher_runner.spec import Placement, read_picture
+from refresher_runner.pictures import read_picture
+from refresher_runner.spec import Placement
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 OPTIONS = yaml.safe_load((CONF / "captions.yaml").read_text(encoding="utf-8"))

@@ -33,7 +33,8 @@ from refresher_runner.data.detection import (
 from refresher_runner.data.loaders import seeded
 from refresher_runner.errors import ConfigError, DataError
 from refresher_runner.nn.detect import truths
-from refresher_runner.spec import GREY, DetectionSpec, Placement, open_picture
+from refresher_runner.pictures import GREY, open_picture
+from refresher_runner.spec import DetectionSpec, Placement
 
 SIZE = 48
 PLAIN = Augment(mosaic=0.0, flip=False, flip_vertical=False, scale=0.0, translate=0.0, colour=0.0)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from refresher_runner.data.voc import CLASSES, build_voc, build_voc_folder, picture_size
 from refresher_runner.errors import ConfigError, DataError
-from refresher_runner.spec import DetectionSpec, Placement, open_picture
+from refresher_runner.pictures import open_picture
+from refresher_runner.spec import DetectionSpec, Placement
 
 COMMON = {
     "difficult": False,
