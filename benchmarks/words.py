@@ -31,8 +31,8 @@ from refresher_runner.spec import CorpusBatch
 ROOT = Path(os.environ.get("REFRESHER_DATA", "data"))
 FILES = {"text8-head": "text8-head.gz", "english-novels": "english-novels-94.tar.gz"}
 LR = {"text8-head": 280, "english-novels": 100}  # of skip-gram, chosen by the validation half of the questions
-CBOW = ["model.architecture=cbow", "model.shared_negatives=8", "data.batch_size=16"]
-CBOW_LR = {"text8-head": 1600, "english-novels": 400}
+CBOW = ["model.architecture=cbow", "model.shared_negatives=6", "data.batch_size=16"]
+CBOW_LR = {"text8-head": 1600, "english-novels": 800}
 EPOCHS = 5
 
 

@@ -85,7 +85,8 @@ def lay_out_boxes(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the documents speak of, and two runs."""
+    """A folder with the files that the documents speak of, and two runs that were made in it."""
+    monkeypatch = pytest.MonkeyPatch()
     desk = tmp_path_factory.mktemp("desk")
     (desk / "judges").mkdir()
     for folder in ("folder", *(f"{root}/{kind}" for root in ("photos", "my_pictures") for kind in ("cat", "dog"))):
@@ -105,9 +106,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (desk / "my_texts" / name).mkdir(parents=True)
         for number in range(20):
             (desk / "my_texts" / name / f"{number}.txt").write_text(f"This is number {number}, and it is {name}.", encoding="utf-8")
+    monkeypatch.chdir(desk)
     for seed in (0, 1):
-        typed = ["model=mlp", f"outputs={desk / 'outputs'}", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]", f"seed={seed}"]
+        typed = ["model=mlp", "trainer=smoke", "trainer.threads=1", "trainer.loggers=[]", f"seed={seed}"]
         assert main(["train", *typed]) == 0
+    monkeypatch.undo()
     return desk
 
 

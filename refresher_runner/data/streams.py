@@ -14,7 +14,7 @@ from typing import IO
 
 from refresher_runner.errors import DataError
 
-CHARACTERS = 1 << 20  # of a text, read at once
+CHARACTERS = 1 << 18  # of a text, read at once
 
 
 @contextmanager

@@ -197,7 +197,9 @@ class Trainer:
         if progress.stale == 0 or value == progress.best:  # of equals, the one that trained longer
             progress.best, progress.best_step = value, progress.step
             self._check_finite()
-            if not self._write("best.pt", {"task": self._weights()}):
+            with self.ema.applied() if self.ema else nullcontext():
+                kept = self._write("best.pt", {"task": whole(self.task.state_dict())})
+            if not kept:
                 progress.best, progress.best_step = before  # best is what best.pt holds
         if progress.best is not None:
             report = {**report, "val/best": progress.best}
@@ -281,10 +283,6 @@ class Trainer:
         """Whole weights into the task, sharded or not."""
         current = self.task.state_dict()
         self.task.load_state_dict({name: shard_like(value, current[name]) for name, value in weights.items()})
-
-    def _weights(self) -> dict[str, Tensor]:
-        with self.ema.applied() if self.ema else nullcontext():
-            return {name: value.clone() for name, value in whole(self.task.state_dict()).items()}
 
     def _check_finite(self) -> None:
         """No checkpoint ever holds a NaN. Raises TrainingError naming the step and the tensor."""

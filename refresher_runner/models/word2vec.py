@@ -197,8 +197,8 @@ class Word2Vec(Task):
         """What is kept of sentences (B, L): frequent words are left out at random, so that the others see further."""
         kept = torch.rand(sentences.shape, device=sentences.device) < self.keep[sentences]
         kept[0, :2] = True  # something to learn from, however few there are
-        sentence, _ = kept.nonzero(as_tuple=True)
-        words = sentences[kept]
+        place = kept.flatten().nonzero().squeeze(1)
+        words, sentence = sentences.flatten().index_select(0, place), place // sentences.shape[1]
         return Windows(words, sentence, torch.randint(1, self.window + 1, words.shape, device=words.device))
 
     def loss(self, windows: Windows) -> Tensor:
@@ -222,15 +222,16 @@ class Word2Vec(Task):
 
     # ---------------------------------------------------------------- what vectors know
 
-    def unit_vectors(self) -> Tensor:
-        """(V, C)"""
-        return F.normalize(self.v.weight.detach(), dim=1)
+    def unit(self, words: Tensor) -> Tensor:
+        """The vectors v of words (any), of length 1: (any, C)"""
+        return F.normalize(self.v.weight.detach()[words], dim=-1)
 
     def nearest(self, directions: Tensor, but: Tensor, number: int = NEAREST) -> tuple[Tensor, Tensor]:
         """The words nearest to directions (Q, C), except for those of `but` (Q, any): cosines (Q, number), words (Q, number)."""
-        unit, number = self.unit_vectors(), min(number, len(self.spec.words) - but.shape[1])
+        v, number = self.v.weight.detach(), min(number, len(self.spec.words) - but.shape[1])
+        length = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12)  # instead of a second table
         found = [
-            (F.normalize(some, dim=1) @ unit.T).scatter_(1, left_out, -math.inf).topk(number)
+            (F.normalize(some, dim=1) @ v.T).div_(length).scatter_(1, left_out, -math.inf).topk(number)
             for some, left_out in zip(directions.split(CHUNK), but.split(CHUNK), strict=True)
         ]
         cosines, words = zip(*found, strict=True)
@@ -238,14 +239,12 @@ class Word2Vec(Task):
 
     def answers(self, batch: CorpusBatch) -> Answers:
         """Cosines of pairs; of analogies the word nearest to b - a + c, none of the three (3CosAdd: Levy and Goldberg, 2014, eq. 1)."""
-        unit = self.unit_vectors()
         known = (batch.pairs >= 0).all(1)
-        pairs = unit[batch.pairs.clamp(min=0)]
-        likeness = (pairs[:, 0] * pairs[:, 1]).sum(1).masked_fill(~known, math.nan)
-        words = torch.full((len(batch.analogies),), -1, device=unit.device)
+        likeness = self.unit(batch.pairs.clamp(min=0)).prod(1).sum(1).masked_fill(~known, math.nan)
+        words = torch.full((len(batch.analogies),), -1, device=likeness.device)
         answered = (batch.analogies >= 0).all(1)
         asked = batch.analogies[answered, :3]
-        a, b, c = unit[asked].unbind(1)
+        a, b, c = self.unit(asked).unbind(1)
         words[answered] = self.nearest(b - a + c, asked, 1)[1].squeeze(1)
         return Answers(likeness, words)
 
@@ -266,7 +265,7 @@ class Word2Vec(Task):
         ]
         vectors = self.v.weight[:SHOWN].float().cpu()
         table = "\n".join(["| word | nearest |", "|---|---|", *rows])
-        unit, names = self.unit_vectors()[some], tuple(self.spec.words[word] for word in some.tolist())
+        unit, names = self.unit(some), tuple(self.spec.words[word] for word in some.tolist())
         return {
             "neighbours": Text(table),
             "likeness": Matrix((unit @ unit.T).float(), names, names, "word", "cosine with"),
@@ -275,11 +274,9 @@ class Word2Vec(Task):
 
     def predict(self, inputs: Sequence[str]) -> Iterator[Prediction]:
         """The words nearest to each word, or to each sum: `king - man + woman`. Raises UsageError for a word that is not known."""
-        unit = self.unit_vectors()
         for asked in inputs:
-            signs, numbers = self._parse(asked)
-            vectors = unit[numbers] * signs.to(self.v.weight.device)[:, None]
-            cosines, words = self.nearest(vectors.sum(0, keepdim=True), torch.tensor([numbers], device=vectors.device))
+            signs, numbers = (part.to(self.v.weight.device) for part in self._parse(asked))
+            cosines, words = self.nearest(signs[None] @ self.unit(numbers), numbers[None])
             named = [self.spec.words[n] for n in words[0].tolist()]
             rows = "\n".join(f"| {word} | {cosine:.3f} |" for word, cosine in zip(named, cosines[0].tolist(), strict=True))
             values = {"nearest": named[0], "cosine": float(cosines[0, 0]), "then": ", ".join(named[1:])}
@@ -289,7 +286,7 @@ class Word2Vec(Task):
         """The vectors v in the format of the authors' program: as text, or, to a file that ends in .bin, in binary."""
         write_vectors(file, self.spec.words, self.v.weight.detach().float().cpu())
 
-    def _parse(self, asked: str) -> tuple[Tensor, list[int]]:
+    def _parse(self, asked: str) -> tuple[Tensor, Tensor]:
         """Signs, +1 or -1, and numbers of the words of a sum."""
         signs, numbers, sign = [], [], 1.0
         for part in asked.replace("+", " + ").replace(" -", " - ").lower().split():
@@ -302,7 +299,7 @@ class Word2Vec(Task):
                 signs, numbers, sign = [*signs, sign], [*numbers, number], 1.0
         if not numbers:
             raise UsageError("holds no word", key="input", value=asked, cure="a word, or a sum of words: king - man + woman")
-        return torch.tensor(signs), numbers
+        return torch.tensor(signs), torch.tensor(numbers)
 
     def _listed(self, words: list[int], cosines: list[float]) -> str:
         return ", ".join(f"{self.spec.words[word]} {cosine:.2f}" for word, cosine in zip(words, cosines, strict=True))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-SIZE = 32  # words of a block, or twice the window where that is more
+SIZE = 14  # words of a block, or twice the window where that is more: with a window of 5 either side, a block sees 24 words
 
 
 class Blocks(NamedTuple):
@@ -55,13 +55,15 @@ class Blocks(NamedTuple):
         """What belongs to `around`, (b D + 2c, C), as blocks see it: (b, S, C), without a copy."""
         return _overlapping(rows, self.number, self.size, (len(self.around) - len(self.centres)) // 2)
 
-    def fold(self, gradients: Tensor, out: Tensor) -> None:
-        """The adjoint of `overlapping`: what blocks say of their words (b, S, C), summed into `out` (b D + 2c, C)."""
-        b, d, c = self.number, self.size, gradients.shape[2]
-        margins = gradients.shape[1] - d  # 2c, not more than D, so that the margins of two blocks do not overlap
-        out[: b * d].view(b, d, c).copy_(gradients[:, :d])
+    def fold(self, weights: Tensor, rows: Tensor, out: Tensor) -> None:
+        """What blocks say of their words, weights (b, D, S) transposed times rows (b, D, C), summed into `out` (b D + 2c, C): the adjoint
+        of `overlapping`.
+        """
+        b, d, c = self.number, self.size, rows.shape[2]
+        margins = weights.shape[2] - d  # 2c, not more than D, so that the margins of two blocks do not overlap
+        torch.bmm(weights[..., :d].mT, rows, out=out[: b * d].view(b, d, c))
         out[b * d :].zero_()
-        out.as_strided((b, margins, c), (d * c, c, 1), out.storage_offset() + d * c).add_(gradients[:, d:])
+        out.as_strided((b, margins, c), (d * c, c, 1), out.storage_offset() + d * c).add_(torch.bmm(weights[..., d:].mT, rows))
 
 
 def _overlapping(rows: Tensor, number: int, size: int, window: int) -> Tensor:
@@ -113,9 +115,9 @@ class _SkipGram(_RowByRow):
 
         d_true = p_true.sub_(1).mul_(seen / blocks.words)
         d_false = p_false.sub_(1).mul_(drawn / -blocks.words)
-        d_centre = torch.baddbmm(torch.bmm(d_true, context), d_false, false).view(-1, dim)
+        d_centre = torch.bmm(d_true, context).baddbmm_(d_false, false).view(-1, dim)
         d_u = u.new_empty(len(blocks.around) + noise.numel(), dim)
-        blocks.fold(torch.bmm(d_true.mT, centre), d_u[: len(blocks.around)])
+        blocks.fold(d_true, centre, d_u[: len(blocks.around)])
         torch.bmm(d_false.mT, centre, out=d_u[len(blocks.around) :].view(b, -1, dim))
         ctx.parts = (blocks.centres, d_centre, v.shape), (torch.cat([blocks.around, noise.view(-1)]), d_u, u.shape)
         return loss / blocks.words
@@ -139,9 +141,9 @@ class _CBOW(_RowByRow):
 
         d_true = p_true.sub_(1).mul_(some / blocks.words)
         d_false = p_false.sub_(1).mul_(some * (-weight / blocks.words))
-        d_h = torch.baddbmm(d_true * true, d_false, false)
+        d_h = (d_true * true).baddbmm_(d_false, false)
         d_v = v.new_empty(len(blocks.around), dim)
-        blocks.fold(torch.bmm(share.mT, d_h), d_v)
+        blocks.fold(share, d_h, d_v)
         d_u = u.new_empty(len(blocks.centres) + noise.numel(), dim)
         torch.mul(d_true, h, out=d_u[: len(blocks.centres)].view(b, size, dim))
         torch.bmm(d_false.mT, h, out=d_u[len(blocks.centres) :].view(b, -1, dim))
