@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +25,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from refresher_runner.compose import checked, compose
 from refresher_runner.data.events import InteractionSet
+from refresher_runner.data.interactions import CHOSEN, Law
 from refresher_runner.engine.optim import lr_factor
 from refresher_runner.features import Table
 from refresher_runner.metrics.ranking import per_user
+from refresher_runner.models.two_tower.task import TwoTower
 from refresher_runner.nn.retrieval import top_k
 from refresher_runner.registry import DATASETS, MODELS, OPTIMIZERS
 from refresher_runner.spec import Loader, Placement
@@ -107,8 +110,29 @@ def quality(typed: list[str]) -> None:
             step += 1
         val, test = (judged(task, split(Placement())) for split in (data.val_loader, data.test_loader))
         best = max(best, (val["ndcg10"], f"validation {told(val)}; test {told(test)}; epoch {step // len(loader)}"))
-    of_best = f", best possible recall {data.spec.best_recall:.4f}" if data.spec.best_recall else ""
+    of_best = ""
+    if data.spec.best_recall:
+        law = Law(*(settings.data.options[name] for name in ("users", "items", "draw_seed")))
+        of_best = f"; of the best possible, by the law itself, {share_of_best(task, data, law):.4f} in the end"
     print(f"seed {settings.run.seed}: {best[1]}; {time.process_time() - begin:.0f} s of CPU{of_best}")
+
+
+@torch.no_grad()
+def share_of_best(task: TwoTower, data: InteractionSet, law: Law) -> float:
+    """What the law expects of the ten items that stand first for every user of the test, as a share of what it expects of its own ten: the
+    mean of `recall10_of_best` over all users who could have been drawn.
+    """
+    chosen = data.spec.log.items.view(len(law.group), -1).numpy()[:, :-1]
+    known = np.zeros((len(chosen), len(law.genre)), bool)
+    np.put_along_axis(known, chosen, True, 1)
+    p = torch.from_numpy(law.probabilities(known, chosen[:, -1]))
+    task.eval()
+    v, expected = task.item(task.every()), 0.0
+    for batch in data.test_loader(Placement()).batches(0):
+        scores = task.score(task.seen(batch, task.joint).u, v) + task.bias
+        of_rows = p[batch.users[batch.wanted[:, 0]]]
+        expected += float(of_rows.gather(1, scores.masked_fill(of_rows == 0, -torch.inf).topk(CHOSEN, 1).indices).sum())
+    return expected / float(p.topk(CHOSEN, 1).values.sum())
 
 
 @torch.no_grad()
