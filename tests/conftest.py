@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ def _logging_as_it_was() -> Iterator[None]:
     for handler in root.handlers[:]:
         if handler not in before and type(handler) in (logging.StreamHandler, logging.FileHandler):
             root.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Judges of drawn pictures: what one process of these tests has trained, a thousand steps, is there for all."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "judges"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

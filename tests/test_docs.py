@@ -88,7 +88,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the documents speak of, and two runs that were made in it."""
     monkeypatch = pytest.MonkeyPatch()
     desk = tmp_path_factory.mktemp("desk")
-    (desk / "judges").mkdir()
     for folder in ("folder", *(f"{root}/{kind}" for root in ("photos", "my_pictures") for kind in ("cat", "dog"))):
         (desk / folder).mkdir(parents=True)
         for number in range(12):
@@ -115,13 +114,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def at_the_desk(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def at_the_desk(desk: Path, judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every command finds the desk as it was laid, whatever others have run before it; judges that they trained are kept."""
     for file in desk.iterdir():
-        if file.name not in ("outputs", "judges"):
+        if file.name != "outputs":
             (tmp_path / file.name).symlink_to(file)
     shutil.copytree(desk / "outputs", tmp_path / "outputs", symlinks=True)
-    (tmp_path / "outputs" / "judges").symlink_to(desk / "judges")
+    (tmp_path / "outputs" / "judges").symlink_to(judges)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REFRESHER_DATA", str(desk / "none"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

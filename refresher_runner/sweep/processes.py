@@ -100,6 +100,8 @@ class Forked:
     def close(self) -> None:
         if self._server.stdin and not self._server.stdin.closed:
             self._server.stdin.close()
+            if not self._running:
+                self._server.kill()  # it may be busy with imports that nobody waits for any more
             self._server.wait()
             assert self._server.stdout is not None
             self._server.stdout.close()
