@@ -175,6 +175,9 @@ def test_every_command_of_the_readme(line: str, capsys: pytest.CaptureFixture[st
         assert (code, said.err) == (0, "")
 
 
+IN_YAML = typed_in_yaml()
+
+
 def choices(line: str) -> list[str]:
     return [word for word in line.split() if word.partition("=")[0] in ("model", "data", "experiment")]
 
@@ -183,8 +186,8 @@ def choices(line: str) -> list[str]:
 @pytest.mark.parametrize(
     "line",
     [  # of those that choose the same, the first is enough for every day
-        pytest.param(line, marks=pytest.mark.slow if " -m " in line or choices(line) in map(choices, before) else (), id=line)
-        for before, line in ((typed_in_yaml()[:i], line) for i, line in enumerate(typed_in_yaml()))
+        pytest.param(line, marks=pytest.mark.slow if " -m " in line or choices(line) in map(choices, IN_YAML[:i]) else (), id=line)
+        for i, line in enumerate(IN_YAML)
     ],
 )
 def test_every_command_in_a_file_of_yaml(line: str) -> None:
@@ -192,7 +195,7 @@ def test_every_command_in_a_file_of_yaml(line: str) -> None:
 
 
 def test_every_file_of_yaml_tells_its_command() -> None:
-    assert len(typed_in_yaml()) == len(list(CONF.rglob("*/*.yaml")))
+    assert len(IN_YAML) == len(list(CONF.rglob("*/*.yaml")))
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
