@@ -1,7 +1,7 @@
 """A model of characters on Tiny Shakespeare: ours, and nanoGPT, at the two settings of its README, on the CPU.
 
-python -m benchmarks.language pipeline SETTING        where `REFRESHER_DATA` holds Tiny Shakespeare
-python -m benchmarks.language nanogpt SETTING FOLDER  a checkout of karpathy/nanoGPT whose data/shakespeare_char is prepared
+python -m benchmarks.language pipeline SETTING [OVERRIDE...]  where `REFRESHER_DATA` holds Tiny Shakespeare
+python -m benchmarks.language nanogpt SETTING FOLDER          a checkout of karpathy/nanoGPT whose data/shakespeare_char is prepared
     cpu    4 layers, 4 heads, 128 numbers, 64 characters, 12 windows, 2,000 steps of cosine; then the loss on validation, ours of the
            whole of it, nanoGPT's of 200 random batches
     baby   6 layers, 6 heads, 384 numbers, 256 characters, 64 windows, dropout 0.2: 12 steps, for the speed alone
@@ -37,13 +37,13 @@ THEIRS = {
 }
 
 
-def pipeline(setting: str) -> tuple[float, float]:
+def pipeline(setting: str, *overrides: str) -> tuple[float, float]:
     """The command itself, every logger on."""
     from refresher_runner.cli import main
 
     with tempfile.TemporaryDirectory() as folder:
         window = [*ADAMW, f"data.block_size={BLOCK[setting]}", f"data.batch_size={BATCH[setting]}", "model.positions=learned"]
-        chosen = ["model=gpt", "data=tiny_shakespeare", *window, *OURS[setting], "trainer.test=false"]
+        chosen = ["model=gpt", "data=tiny_shakespeare", *window, *OURS[setting], "trainer.test=false", *overrides]
         assert main(["train", *chosen, f"outputs={folder}"]) == 0
         lines = [json.loads(line) for line in next(Path(folder).rglob("metrics.jsonl")).read_text().splitlines()]
     windows = [line["speed/samples_per_second"] for line in lines if "train/loss" in line][2:]

@@ -1,7 +1,8 @@
-"""What giving up on hopeless trials saves, and what it costs: a search of a CNN's learning rate and dropout on digits, with and without.
+"""What giving up on hopeless trials saves, and what it costs: a search of a CNN's learning rate and dropout on digits, by either rule
+and without.
 
-python -m benchmarks.search FOLDER REPEAT...: each repeat is a search of its own draws, twice; its best configuration is trained again with
-two other seeds. A FOLDER that has a repeat is read, not run again. Steps are those that were really taken.
+python -m benchmarks.search FOLDER REPEAT...: each repeat is a search of its own draws, three times; its best configuration is trained
+again with two other seeds. A FOLDER that has a repeat is read, not run again. Steps are those that were really taken.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from refresher_runner.sweep.folder import SweepDir
 SPACE = ["optimizer.lr=interval(1e-5,1)", "model.dropout=interval(0,0.7)"]
 RUN = ["model=cnn", "trainer.duration=200 steps", "trainer.validate_every=20 steps", "trainer.threads=1", "trainer.loggers=[]"]
 SEARCH = ["sweep=tpe", "sweep.trials=15", "sweep.startup=5", "sweep.jobs=1"]
+PRUNE = "null", "halving", "median"
 AGAIN = "seed=101,102"
 
 
@@ -52,17 +54,19 @@ def main() -> None:
     folder, repeats = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
     columns = ("steps", "finished", "best", "again", "test", "lr", "dropout")
     print("repeat prune    " + " ".join(f"{column:>9}" for column in columns))
-    means: dict[str, list[dict[str, float]]] = {"null": [], "halving": []}
+    found: dict[str, list[dict[str, float]]] = {prune: [] for prune in PRUNE}
     for repeat in repeats:
-        for prune, found in means.items():
-            found.append(measure(folder, repeat, prune))
-            print(f"{repeat:6} {prune:<8} " + " ".join(f"{found[-1][column]:9.4g}" for column in columns), flush=True)
-    without, with_ = ({column: statistics.fmean(row[column] for row in rows) for column in columns} for rows in means.values())
-    print(f"steps with / without: {with_['steps'] / without['steps']:.3f}")
-    for column in ("best", "again", "test"):
-        gaps = [b[column] - a[column] for a, b in zip(*means.values(), strict=True)]
-        print(f"{column}: {without[column]:.4f} without, {with_[column]:.4f} with; difference {statistics.fmean(gaps):+.4f}", end="")
-        print(f" ± {statistics.stdev(gaps):.4f} of {len(gaps)} pairs" if len(gaps) > 1 else "")
+        for prune, rows in found.items():
+            rows.append(measure(folder, repeat, prune))
+            print(f"{repeat:6} {prune:<8} " + " ".join(f"{rows[-1][column]:9.4g}" for column in columns), flush=True)
+    without = found.pop("null")
+    for prune, rows in found.items():
+        share = sum(row["steps"] for row in rows) / sum(row["steps"] for row in without)
+        print(f"{prune}: {share:.3f} of the steps")
+        for column in ("best", "again", "test"):
+            gaps = [row[column] - plain[column] for row, plain in zip(rows, without, strict=True)]
+            print(f"  {column}: {statistics.fmean(gaps):+.4f}", end="")
+            print(f" ± {statistics.stdev(gaps):.4f} of {len(gaps)} pairs" if len(gaps) > 1 else "")
 
 
 if __name__ == "__main__":

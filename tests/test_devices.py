@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -121,6 +122,15 @@ def test_two_processes_are_one(alone: RunDir, tmp_path: Path, strategy: str) -> 
     assert run.read_record()["processes"] == 2
     assert run.read_status()["state"] == "finished"
     assert (out.count("run: outputs"), out.count("run:"), err) == (1, 1, "")
+
+
+def test_two_processes_contrast_all_pairs(tmp_path: Path) -> None:
+    """And the summary, which one of them makes, waits for none."""
+    few = ["data.train_count=32", "data.val_count=8", "data.test_count=8", "data.batch_size=16", "model.width=8", "model.dropout=0"]
+    said(start(["train", "model=clip", *few, "trainer.precision=fp32", *SHORT, *TWO], tmp_path))
+    run = RunDir.find("last", tmp_path / "outputs")
+    assert run.read_status()["state"] == "finished"
+    assert 0 < series(run, "train/loss")[0] < 2 * math.log(16)
 
 
 @pytest.mark.slow

@@ -203,9 +203,10 @@ def test_no_option_of_the_trainer_is_forgotten() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_plain_one_to_rounding() -> None:
-    plain = train("model=cnn", "model.dropout=0", *QUIET)
-    compiled = train("model=cnn", "model.dropout=0", *QUIET, "trainer.compile=true")
+@pytest.mark.parametrize("model", ["cnn", "gpt"])
+def test_a_compiled_run_is_the_plain_one_to_rounding(model: str) -> None:
+    chosen = [f"model={model}", "model.dropout=0", "trainer.precision=fp32", *QUIET]
+    plain, compiled = train(*chosen), train(*chosen, "trainer.compile=true")
     assert series(compiled, "val/loss") == pytest.approx(series(plain, "val/loss"), rel=1e-4)
     assert state(compiled)["task"].keys() == state(plain)["task"].keys()
 

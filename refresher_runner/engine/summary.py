@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refresher_runner.engine.device import randomness_apart
 from refresher_runner.engine.tables import table
+from refresher_runner.nn.ranks import alone
 from refresher_runner.report import Text
 from refresher_runner.task import Task
 
@@ -32,7 +33,7 @@ def summarise(task: Task, batch: Any) -> Text:
     for name, module in copied.named_modules():
         module.register_forward_hook(partial(_note_shape, shapes, name))
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), randomness_apart(0, device), warnings.catch_warnings(), counter:
+    with torch.no_grad(), alone(), randomness_apart(0, device), warnings.catch_warnings(), counter:
         warnings.simplefilter("ignore")  # what a layer warns of is said when it is trained
         copied(batch)
     flops = {name: sum(counts.values()) / len(batch[0]) for name, counts in counter.get_flop_counts().items()}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from refresher_runner.engine import checkpoint, signals
-from refresher_runner.engine.device import random_state, restore_random_state, seed_step
+from refresher_runner.engine.device import compiled, random_state, restore_random_state, seed_step
 from refresher_runner.engine.distributed import SINGLE, World, gathered, shard_like, whole, wrap
 from refresher_runner.engine.ema import EMA
 from refresher_runner.engine.evaluate import autocast, evaluate
@@ -82,7 +82,7 @@ class Trainer:
         self.device, self.precision, self.seed, self.world = device, precision, seed, world
         self.progress = Progress()
         self.model = wrap(task, options.strategy, world, device)  # may replace parameters by shards: before anything holds them
-        self.forward = torch.compile(self.model) if options.compile else task.step if world.size == 1 else self.model
+        self.forward = compiled(self.model, device) if options.compile else task.step if world.size == 1 else self.model
         self.optimizer = optimizer(task)
         self.window = Window(world, options.accumulate)
         self.ema = EMA(task, options.ema_decay) if options.ema_decay is not None else None

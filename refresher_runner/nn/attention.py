@@ -77,12 +77,13 @@ _timed: dict[tuple[object, ...], bool] = {}  # what this process has found
 def prefers_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0) -> bool:
     """Whether the fused way is the faster. Timed, forward and backward, for training on a CPU; a rule elsewhere.
 
-    The rule is fused, but explicit where `torch.use_deterministic_algorithms` asks that nothing depend on a clock.
+    The rule is fused; but explicit in training on a CPU that is compiled, since torch's compiler fuses what is written, and cannot mend
+    the fused one's slow backward pass, and where `torch.use_deterministic_algorithms` asks that nothing depend on a clock.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if traced or q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
+    if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
         return True
-    if torch.are_deterministic_algorithms_enabled():
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced or torch.are_deterministic_algorithms_enabled():
         return False
     shapes = q.shape, k.shape, v.shape, None if mask is None else mask.shape
     key = *shapes, q.dtype, causal, dropout > 0, torch.is_autocast_enabled("cpu"), torch.get_num_threads()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +11,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+_alone = False
+
+
 def rank_and_size() -> tuple[int, int]:
     """Of this process among those that have met; 0 and 1 where it is alone."""
-    met = dist.is_available() and dist.is_initialized()
+    met = dist.is_available() and dist.is_initialized() and not _alone
     return (dist.get_rank(), dist.get_world_size()) if met else (0, 1)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes what the others do not, and must not wait for them."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 class Shares(NamedTuple):
