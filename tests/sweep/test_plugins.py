@@ -11,6 +11,7 @@ from tests.sweep.commands import QUICK, TROUBLED, only_sweep, refresher, states
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher"
+RAY = "hydra_plugins.hydra_ray_launcher"
 
 
 def test_slurm_composes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,7 @@ def test_our_own_launcher_composes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "module"), [("basic", None), ("submitit_local", SUBMITIT), ("joblib", JOBLIB)])
+@pytest.mark.parametrize(("launcher", "module"), [("basic", None), ("submitit_local", SUBMITIT), ("joblib", JOBLIB), ("ray", RAY)])
 def test_a_launcher_starts_our_jobs_wherever_it_likes(launcher: str, module: str | None, tmp_path: Path) -> None:
     """One of them fails, which costs the others nothing; what is resumed is launched the same way."""
     if module:
