@@ -212,8 +212,7 @@ def explained(overrides: Sequence[str], config_dir: Path | None, *, sweeping: bo
     except OmegaConfBaseException as error:
         raise ConfigError(_say(error), key=error.full_key or "") from error
     except _FAULTS as error:
-        parsed = parse(overrides, loader(config_dir))
-        _find_fault([o for o in parsed if not (sweeping and o.is_sweep_override())], config_dir)
+        _find_fault([o for o in parse(overrides, loader(config_dir)) if not (sweeping and o.is_sweep_override())], config_dir)
         raise ConfigError(_say(error)) from error
 
 
@@ -345,6 +344,8 @@ def _public(node: DictConfig | ListConfig, resolved: Any) -> Any:
 
 
 def _say(error: BaseException) -> str:
-    """The first sentence of what a library says, without its own advice."""
+    """The first sentence of what a library says, without its own advice; of a file of YAML, what is wrong and where."""
+    if mark := getattr(error, "problem_mark", None):
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0].removeprefix("KeyError raised while resolving interpolation: ") if lines else type(error).__name__)[:300]

@@ -149,6 +149,16 @@ def test_a_folder_of_yaml_adds_choices(here: Path, capsys: pytest.CaptureFixture
     assert "for weekends" in say(capsys, "list", "trainers", "--config-dir", "mine")
 
 
+def test_a_file_of_yaml_that_cannot_be_read_is_named_with_its_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine" / "model").mkdir(parents=True)
+    (here / "mine" / "model" / "broken.yaml").write_text("# @package _global_\nmodel:\n  - a: 1\n name: x\n", encoding="utf-8")
+    assert main(["train", "model=broken", "--config-dir", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "mine/model/broken.yaml, line 4: expected <block end>" in said
+    assert said.startswith("error: ")
+    assert [path.name for path in here.iterdir()] == ["mine"]
+
+
 def test_check(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     said = say(capsys, "check")
     assert all(word in said for word in ("python", "torch", "cores", "outputs", "writable"))
