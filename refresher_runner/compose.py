@@ -40,18 +40,10 @@ from refresher_runner.settings import Settings, absent, check
 
 CONFIG = "config"  # conf/config.yaml
 LONGEST, DEEPEST = 10_000, 20  # characters and brackets of an override: beyond these the parsers take seconds, or the whole stack
-_FAULTS = (
-    HydraException,
-    OmegaConfBaseException,
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    OSError,
+_FAULTS = (  # what composing raises, by trial
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, UserWarning),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, OSError),
 )
-_FAULTS += (RecursionError, UserWarning)  # what composing raises, by trial
 _SECRET = "refresher_environment"  # stands for what came from the environment while a configuration is made ready to be stored
 
 
