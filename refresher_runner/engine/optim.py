@@ -171,6 +171,18 @@ def restore(optimizer: Optimizer | Together, state: dict[str, Any]) -> None:
         group.update(options)
 
 
+def clip_gradients(params: Sequence[nn.Parameter], longest: float) -> Tensor:
+    """Gradients scaled to a norm of at most `longest`, as by torch's `clip_grad_norm_`: the norm before.
+
+    Those that are short enough are left alone where to ask costs no wait for a device.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    at_hand = type(norm) is Tensor and norm.device.type == "cpu"  # not a shard's
+    if not at_hand or not norm <= longest - 1e-6:
+        nn.utils.clip_grads_with_norm_(params, longest, norm)
+    return norm
+
+
 def lr_factor(options: ScheduleOptions, step: int, total: float) -> float:
     """The learning rate at optimizer step `step` = 0, 1, ... of `total`, as a factor of `optimizer.lr`, in [0, 1].
 

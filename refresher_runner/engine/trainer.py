@@ -25,7 +25,7 @@ from refresher_runner.engine.device import compiled, random_state, restore_rando
 from refresher_runner.engine.distributed import SINGLE, World, gathered, shard_like, whole, wrap
 from refresher_runner.engine.ema import EMA
 from refresher_runner.engine.evaluate import autocast, evaluate
-from refresher_runner.engine.optim import lr_factor, restore
+from refresher_runner.engine.optim import clip_gradients, lr_factor, restore
 from refresher_runner.engine.options import ScheduleOptions, TrainerOptions
 from refresher_runner.engine.rundir import RunDir
 from refresher_runner.engine.window import Window
@@ -165,7 +165,7 @@ class Trainer:
         if self.options.grad_clip is not None or self.options.histograms:
             self.scaler.unscale_(self.optimizer)
         if self.options.grad_clip is not None:
-            self.window.add_norm(nn.utils.clip_grad_norm_(self.params, self.options.grad_clip))
+            self.window.add_norm(clip_gradients(self.params, self.options.grad_clip))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:

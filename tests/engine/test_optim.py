@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from refresher_runner.compose import checked, compose
-from refresher_runner.engine.optim import RowSGD, Together, lr_factor
+from refresher_runner.engine.optim import RowSGD, Together, clip_gradients, lr_factor
 from refresher_runner.errors import ConfigError
 from refresher_runner.models.word2vec import build_word2vec
 from refresher_runner.registry import OPTIMIZERS
@@ -27,6 +27,27 @@ REFERENCE = {
     "sgd": (lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True), {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "rmsprop": (lambda p: torch.optim.RMSprop(p, 1e-2), {"alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "weight_decay": 0.1}),
 }
+
+
+@pytest.mark.parametrize("length", [0.0, 0.4, 1 - 1e-7, 1.0, 1 + 1e-7, 7.0, math.inf, math.nan])
+def test_gradients_are_clipped_as_by_torch(length: float) -> None:
+    def parameters() -> list[nn.Parameter]:
+        torch.manual_seed(0)
+        found = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))]
+        for p in found[:2]:  # the last has none
+            p.grad = torch.randn_like(p)
+        whole = nn.utils.get_total_norm([p.grad for p in found[:2] if p.grad is not None])
+        for p in found[:2]:
+            p.grad = p.grad / whole * length if p.grad is not None else None
+        return found
+
+    ours, theirs = parameters(), parameters()
+    norms = clip_gradients(ours, 1.0), nn.utils.clip_grad_norm_(theirs, 1.0)
+    torch.testing.assert_close(*norms, rtol=0, atol=0, equal_nan=True)
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
