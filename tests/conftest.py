@@ -14,6 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that is started here
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
