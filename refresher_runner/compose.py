@@ -338,6 +338,7 @@ def _public(node: DictConfig | ListConfig, resolved: Any) -> Any:
 def _say(error: BaseException) -> str:
     """The first sentence of what a library says, without its own advice; of a file of YAML, what is wrong and where."""
     if mark := getattr(error, "problem_mark", None):
-        return f"{mark.name}, line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
+        file = "" if mark.name.startswith("<") else f"{mark.name}, "  # <unicode string>: a text that was read already
+        return f"{file}line {mark.line + 1}: {error.problem}"  # type: ignore[attr-defined]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0].removeprefix("KeyError raised while resolving interpolation: ") if lines else type(error).__name__)[:300]

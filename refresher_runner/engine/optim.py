@@ -178,7 +178,7 @@ def clip_gradients(params: Sequence[nn.Parameter], longest: float) -> Tensor:
     """
     norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     at_hand = type(norm) is Tensor and norm.device.type == "cpu"  # not a shard's
-    if not at_hand or not norm <= longest - 1e-6:
+    if not (at_hand and norm <= longest - 1e-6):  # torch's factor is longest / (norm + 1e-6)
         nn.utils.clip_grads_with_norm_(params, longest, norm)
     return norm
 

@@ -78,8 +78,8 @@ _timed: dict[tuple[object, ...], bool] = {}  # what this process has found
 def prefers_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0) -> bool:
     """Whether the fused way is the faster. Timed, forward and backward, for training on a CPU; a rule elsewhere.
 
-    The rule is fused; but explicit in training on a CPU that is compiled, since torch's compiler fuses what is written, and cannot mend
-    the fused one's slow backward pass, and where `torch.use_deterministic_algorithms` asks that nothing depend on a clock.
+    The rule is fused; but explicit in training on a CPU where it is compiled or traced, since torch's compiler fuses what is written and
+    cannot mend the fused one's slow backward pass, and where `torch.use_deterministic_algorithms` asks that nothing depend on a clock.
     """
     if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
         return True

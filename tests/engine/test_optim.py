@@ -33,12 +33,11 @@ REFERENCE = {
 def test_gradients_are_clipped_as_by_torch(length: float) -> None:
     def parameters() -> list[nn.Parameter]:
         torch.manual_seed(0)
-        found = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))]
-        for p in found[:2]:  # the last has none
-            p.grad = torch.randn_like(p)
-        whole = nn.utils.get_total_norm([p.grad for p in found[:2] if p.grad is not None])
-        for p in found[:2]:
-            p.grad = p.grad / whole * length if p.grad is not None else None
+        gradients = torch.randn(3, 4), torch.randn(5)
+        whole = nn.utils.get_total_norm(gradients)
+        found = [nn.Parameter(torch.zeros_like(gradient)) for gradient in (*gradients, torch.empty(2))]
+        for p, gradient in zip(found, gradients, strict=False):  # the last has none
+            p.grad = gradient / whole * length
         return found
 
     ours, theirs = parameters(), parameters()
