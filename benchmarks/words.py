@@ -31,8 +31,10 @@ from refresher_runner.spec import CorpusBatch
 ROOT = Path(os.environ.get("REFRESHER_DATA", "data"))
 FILES = {"text8-head": "text8-head.gz", "english-novels": "english-novels-94.tar.gz"}
 LR = {"text8-head": 280, "english-novels": 100}  # of skip-gram, chosen by the validation half of the questions
-CBOW = ["model.architecture=cbow", "model.shared_negatives=6", "data.batch_size=16"]
-CBOW_LR = {"text8-head": 1600, "english-novels": 800}
+CBOW = {
+    "text8-head": ["model.shared_negatives=4", "optimizer.lr=1600"],
+    "english-novels": ["model.shared_negatives=6", "optimizer.lr=800"],
+}
 EPOCHS = 5
 
 
@@ -82,7 +84,7 @@ def gensim(name: str, threads: int, seed: int, sg: int, overrides: list[str]) ->
 def ours(name: str, threads: int, seed: int, sg: int, overrides: list[str]) -> str:
     with TemporaryDirectory() as folder:
         typed = [*options(name), "model=word2vec", "data=corpus", f"trainer.threads={threads}", f"seed={seed}", f"outputs={folder}"]
-        typed += [] if sg else [*CBOW, f"optimizer.lr={CBOW_LR[name]}"]
+        typed += [] if sg else ["model.architecture=cbow", "data.batch_size=16", *CBOW[name]]
         typed += overrides
         typed += [
             f"trainer.duration={EPOCHS} epochs",

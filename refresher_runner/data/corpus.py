@@ -129,11 +129,8 @@ class CorpusLoader:
         rank, world = self.order.placement.rank, self.order.placement.world_size
         for number, batch in enumerate(self.order.batches(epoch)[start:], start):
             words = self.numbers.index_select(0, self.rows[batch.to(self.rows.device)]).long().to(self.device)
-            yield CorpusBatch(words, *(self._share(part, number)[rank::world].to(self.device) for part in self.questions))
-
-    def _share(self, questions: Tensor, batch: int) -> Tensor:
-        """Of questions, every len(self)-th."""
-        return questions[batch :: len(self)]
+            share = slice(number + rank * len(self), None, len(self) * world)
+            yield CorpusBatch(words, *(part[share].to(self.device) for part in self.questions))
 
 
 # -------------------------------------------------------------------- words

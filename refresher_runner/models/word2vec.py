@@ -58,20 +58,18 @@ ASKED = 16  # words whose neighbours are told at every evaluation
 
 
 class Windows(NamedTuple):
-    """words (T,); sentence (T,): which one each is of; reach (T,) in [1, c]: how far each looks."""
+    """words (T,); left (T,), right (T,): how many words on either side each looks at, at most c, and none beyond its sentence."""
 
     words: Tensor
-    sentence: Tensor
-    reach: Tensor
+    left: Tensor
+    right: Tensor
 
     def neighbours(self, window: int) -> tuple[Tensor, Tensor]:
         """Of every word those around it (T, N), and which of these it looks at (T, N): near enough, and of its sentence."""
         offset = torch.cat([torch.arange(-window, 0), torch.arange(1, window + 1)]).to(self.words.device)
         place = torch.arange(len(self.words), device=self.words.device)[:, None] + offset
-        inside = (place >= 0) & (place < len(self.words))
-        place = place.clamp(0, len(self.words) - 1)
-        seen = inside & (offset.abs() <= self.reach[:, None]) & (self.sentence[place] == self.sentence[:, None])
-        return self.words[place], seen
+        seen = (offset >= -self.left[:, None]) & (offset <= self.right[:, None])
+        return self.words[place.clamp(0, len(self.words) - 1)], seen
 
 
 def keep_probability(counts: Tensor, subsample: float) -> Tensor:
@@ -139,7 +137,7 @@ class NegativeSampling(nn.Module):
     def draw(self, *shape: int) -> Tensor:
         """Words, int64, of a shape."""
         drawn = torch.randint(len(self.kept), shape, device=self.kept.device)
-        return torch.where(torch.rand(shape, device=self.kept.device) < self.kept[drawn], drawn, self.other[drawn])
+        return torch.where(torch.rand(shape, device=self.kept.device) < self.kept.take(drawn), drawn, self.other.take(drawn))
 
     def forward(self, h: Tensor, words: Tensor) -> Tensor:
         """Of h (T, C), and for each the words (T, N): (T, N)"""
@@ -195,11 +193,14 @@ class Word2Vec(Task):
 
     def windows(self, sentences: Tensor) -> Windows:
         """What is kept of sentences (B, L): frequent words are left out at random, so that the others see further."""
-        kept = torch.rand(sentences.shape, device=sentences.device) < self.keep[sentences]
+        kept = torch.rand(sentences.shape, device=sentences.device) < self.keep.take(sentences)
         kept[0, :2] = True  # something to learn from, however few there are
-        place = kept.flatten().nonzero().squeeze(1)
-        words, sentence = sentences.flatten().index_select(0, place), place // sentences.shape[1]
-        return Windows(words, sentence, torch.randint(1, self.window + 1, words.shape, device=words.device))
+        words = sentences.flatten().index_select(0, kept.flatten().nonzero().squeeze(1))
+        number = kept.sum(1)
+        end = number.cumsum(0)
+        begin_of, end_of = (x.repeat_interleave(number, output_size=len(words)) for x in (end - number, end))
+        place, reach = torch.arange(len(words), device=words.device), torch.randint(1, self.window + 1, words.shape, device=words.device)
+        return Windows(words, torch.minimum(reach, place - begin_of), torch.minimum(reach, end_of - 1 - place))
 
     def loss(self, windows: Windows) -> Tensor:
         """The definition: every pair by itself, gradients by autograd."""
@@ -215,8 +216,8 @@ class Word2Vec(Task):
     def loss_in_blocks(self, windows: Windows) -> Tensor:
         """The same for negative sampling, with negatives that a block of words shares."""
         assert isinstance(self.output, NegativeSampling)
-        blocks = Blocks.of(*windows, window=self.window)
-        noise = self.output.draw(blocks.number, self.shared_negatives)
+        blocks = Blocks.of(*windows, window=self.window, mean=self.architecture == "cbow")
+        noise = self.output.draw(len(blocks.number), self.shared_negatives)
         loss = skip_gram_loss if self.architecture == "skip_gram" else cbow_loss
         return loss(self.v.weight, self.output.u.weight, blocks, noise, self.output.negatives / self.shared_negatives)
 

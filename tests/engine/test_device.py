@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from refresher_runner.engine.device import random_state, randomness_apart, restore_random_state, seed_everything, seed_step
@@ -46,3 +51,24 @@ def test_every_rank_and_step_draws_its_own_and_repeats_it() -> None:
     first = [drawn(*place) for place in places]
     assert len(set(first)) == len(places)
     assert [drawn(*place) for place in places] == first
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no huge pages to ask for")
+@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="a switch of glibc")
+def test_what_the_heap_grows_by_is_in_huge_pages() -> None:
+    """In a process of its own, whose memory is told by the system."""
+    code = """
+import torch
+from refresher_runner.engine.device import ask_for_huge_pages, keep_freed_memory
+keep_freed_memory()
+ask_for_huge_pages()
+held, inside = torch.ones(64, 2**20), False
+for line in open("/proc/self/smaps"):
+    if "-" in line.split()[0]:
+        begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+        inside = begin <= held.data_ptr() < end
+    elif inside and line.startswith("VmFlags:"):
+        print(line)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "hg" in told.split()

@@ -59,13 +59,12 @@ def batch(words: Tensor = SENTENCES) -> CorpusBatch:
     return CorpusBatch(words, torch.zeros(0, 2).long(), torch.zeros(0), torch.zeros(0, 4).long(), torch.zeros(0).long())
 
 
-def by_hand(windows: Windows) -> list[tuple[int, list[int]]]:
-    """Every word with those it sees, by loops."""
-    words, sentence, reach = (part.tolist() for part in windows)
-    return [
-        (word, [words[j] for j in range(len(words)) if j != i and abs(j - i) <= reach[i] and sentence[j] == sentence[i]])
-        for i, word in enumerate(words)
-    ]
+def drawn(words: Tensor, sentence: Tensor, reach: Tensor) -> tuple[Windows, list[tuple[int, list[int]]]]:
+    """Windows of words (T,) of sentences (T,) that look so far (T,), and by loops every word with those it sees."""
+    where, far, number = sentence.tolist(), reach.tolist(), len(words)
+    seen = [[j for j in range(number) if 0 < abs(j - i) <= far[i] and where[j] == where[i]] for i in range(number)]
+    sides = ([sum(side * (j - i) > 0 for j in row) for i, row in enumerate(seen)] for side in (-1, 1))
+    return Windows(words, *map(torch.tensor, sides)), [(words[i].item(), words[row].tolist()) for i, row in enumerate(seen)]
 
 
 # -------------------------------------------------------------------- trees and draws
@@ -111,35 +110,63 @@ def test_frequent_words_are_left_out():
 
 
 def test_windows_see_near_words_of_their_own_sentence():
+    task = word2vec()
     torch.manual_seed(0)
-    windows = word2vec().windows(SENTENCES)
-    assert windows.words.tolist() == SENTENCES.flatten().tolist()
+    torch.rand(SENTENCES.shape)
+    reach = torch.randint(1, WINDOW + 1, (SENTENCES.numel(),))
+    expected, pairs = drawn(SENTENCES.flatten(), torch.arange(2).repeat_interleave(7), reach)
+    torch.manual_seed(0)
+    windows = task.windows(SENTENCES)
+    for found, part in zip(windows, expected, strict=True):
+        assert torch.equal(found, part)
     neighbours, seen = windows.neighbours(WINDOW)
-    found = [(word, row[mask].tolist()) for word, row, mask in zip(windows.words.tolist(), neighbours, seen, strict=True)]
-    assert found == by_hand(windows)
-    assert {1, 2} == set(windows.reach.tolist())
+    assert [(word, row[mask].tolist()) for word, row, mask in zip(windows.words.tolist(), neighbours, seen, strict=True)] == pairs
+    assert {1, 2} == set(reach.tolist())
 
 
-def test_blocks_see_what_windows_see():
+def test_windows_are_of_what_is_kept():
+    task = word2vec(subsample=0.01)
     torch.manual_seed(0)
-    windows = Windows(torch.arange(75), torch.arange(75) // 10, torch.randint(1, 6, (75,)))
-    blocks = Blocks.of(*windows, window=5)
+    kept = torch.rand(SENTENCES.shape) < task.keep[SENTENCES]
+    kept[0, :2] = True
+    assert 2 < kept.sum() < kept.numel()
+    reach = torch.randint(1, WINDOW + 1, (int(kept.sum()),))
+    expected, _ = drawn(SENTENCES[kept], torch.arange(2)[:, None].expand(2, 7)[kept], reach)
+    torch.manual_seed(0)
+    for found, part in zip(task.windows(SENTENCES), expected, strict=True):
+        assert torch.equal(found, part)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_blocks_see_what_windows_see(mean):
+    torch.manual_seed(0)
+    windows, pairs = drawn(torch.arange(75), torch.arange(75) // 10, torch.randint(1, 6, (75,)))
+    blocks = Blocks.of(*windows, window=5, mean=mean)
+    _, size, _ = blocks.shape
     around = blocks.overlapping(blocks.around[:, None])[..., 0]  # (b, S)
-    seen = blocks.seen.flatten(0, 1)  # (b D, S)
-    found = [(i, around[i // blocks.size][seen[i] > 0].tolist()) for i in range(75)]
-    assert found == by_hand(windows)
-    assert len(seen) > 75
-    assert seen[75:].sum() == 0, "fillers see nothing"
+    weights = blocks.matrices(blocks.band).flatten(0, 1)  # (b D, S)
+    assert [(i, around[i // size][weights[i] > 0].tolist()) for i in range(75)] == pairs
+    assert torch.equal(blocks.number.flatten()[:75], torch.tensor([float(len(row)) for _, row in pairs]))
+    torch.testing.assert_close(weights.sum(1), blocks.number.flatten().clamp(max=1 if mean else 10))
+    assert len(weights) > 75
+    assert weights[75:].sum() == 0, "fillers see nothing"
 
 
-def test_fold_is_the_adjoint_of_overlapping():
-    windows = Windows(torch.arange(75), torch.zeros(75).long(), torch.ones(75).long())
+def test_a_bands_matrices_their_adjoint_and_their_diagonals():
+    windows, _ = drawn(torch.arange(75), torch.zeros(75).long(), torch.ones(75).long())
     blocks = Blocks.of(*windows, window=5)
-    rows = torch.randn(len(blocks.around), 3, dtype=torch.float64)
-    weights, said = (torch.randn(blocks.number, blocks.size, number, dtype=torch.float64) for number in (blocks.seen.shape[2], 3))
-    folded = torch.empty_like(rows)
-    blocks.fold(weights, said, folded)
-    torch.testing.assert_close((weights @ blocks.overlapping(rows) * said).sum(), (rows * folded).sum())
+    b, size, c = blocks.shape
+    band = torch.zeros(len(blocks.around), 2 * c + 1, dtype=torch.float64)
+    blocks.inside(band).normal_()
+    matrices = blocks.matrices(band)
+    assert torch.equal(blocks.diagonals(matrices), band)
+    rows, said = (torch.zeros(len(band), 3, dtype=torch.float64) for _ in range(2))
+    for framed in (rows, said):
+        blocks.inside(framed).normal_()
+    there = (matrices @ blocks.overlapping(rows)).flatten(0, 1) * blocks.inside(said)
+    back = (blocks.adjoint(band) @ blocks.overlapping(said)).flatten(0, 1) * blocks.inside(rows)
+    torch.testing.assert_close(there.sum(), back.sum())
+    assert size * b > 75
 
 
 # -------------------------------------------------------------------- the three outputs
@@ -189,10 +216,10 @@ def test_the_loss_is_the_mean_over_words(architecture):
     """2013b, eq. 1, by loops over words and those they see."""
     task = stirred(word2vec(architecture=architecture, output="full"))
     torch.manual_seed(0)
-    windows = task.windows(SENTENCES)
+    windows, pairs = drawn(SENTENCES.flatten(), torch.arange(2).repeat_interleave(7), torch.randint(1, WINDOW + 1, (SENTENCES.numel(),)))
     v, log_p = task.v.weight, lambda h: F.log_softmax(h @ task.output.u.weight.T, 0)  # type: ignore[union-attr]
     total = torch.tensor(0.0)
-    for word, seen in by_hand(windows):
+    for word, seen in pairs:
         if architecture == "skip_gram":
             total += sum(log_p(v[word])[other] for other in seen)
         elif seen:
@@ -205,25 +232,26 @@ def test_blocks_are_the_definition_with_shared_negatives(architecture):
     """Loss and gradients of the path by hand, against autograd over one pair after another."""
     torch.manual_seed(0)
     words = torch.randint(40, (83,))
-    windows = Windows(words, torch.arange(83) // 20, torch.randint(1, 6, (83,)))
+    windows, seen_by = drawn(words, torch.arange(83) // 20, torch.randint(1, 6, (83,)))
     v, u = (torch.randn(40, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    blocks = Blocks.of(*windows, window=5)
-    noise, weight = torch.randint(40, (blocks.number, 9)), 5 / 9
+    blocks = Blocks.of(*windows, window=5, mean=architecture == "cbow")
+    b, size, _ = blocks.shape
+    noise, weight = torch.randint(40, (b, 9)), 5 / 9
 
     total = torch.tensor(0.0, dtype=torch.float64)
-    for i, (word, seen) in enumerate(by_hand(windows)):
+    for i, (word, seen) in enumerate(seen_by):
         pairs = [(v[word], other) for other in seen] if architecture == "skip_gram" else [(v[seen].mean(0), word)] if seen else []
         for h, target in pairs:
-            total = total + F.logsigmoid(u[target] @ h) + weight * F.logsigmoid(-(u[noise[i // blocks.size]] @ h)).sum()
+            total = total + F.logsigmoid(u[target] @ h) + weight * F.logsigmoid(-(u[noise[i // size]] @ h)).sum()
     expected = torch.autograd.grad(-total / 83, (v, u))
 
-    seen = blocks._replace(seen=blocks.seen.double())
-    loss = (skip_gram_loss if architecture == "skip_gram" else cbow_loss)(v, u, seen, noise, weight)
-    torch.testing.assert_close(loss, -total / 83)
+    exact = blocks._replace(band=blocks.band.double(), number=blocks.number.double())
+    loss = (skip_gram_loss if architecture == "skip_gram" else cbow_loss)(v, u, exact, noise, weight)
+    torch.testing.assert_close(loss, -total / 83, rtol=1e-6, atol=0)  # as exact as a share of 1/3 in float32
     found = torch.autograd.grad(3 * loss, (v, u))
     for dense, sparse in zip(expected, found, strict=True):
         assert sparse.is_sparse
-        torch.testing.assert_close(sparse.to_dense(), 3 * dense)
+        torch.testing.assert_close(sparse.to_dense(), 3 * dense, rtol=1e-6, atol=1e-6)
 
 
 def test_shared_negatives_cost_as_much_as_each_pairs_own():
