@@ -162,7 +162,7 @@ def count(texts: Iterable[str], min_count: int, known: CorpusSpec | None = None)
     for text in texts:
         found = WORD.findall(text)
         if end + len(found) > len(numbers):
-            longer = np.empty(2 * end + len(found), np.int32)
+            longer = np.empty(8 * end + len(found), np.int32)  # addresses alone until written, while every copy leaves memory behind
             longer[:end] = numbers[:end]
             numbers = longer
         numbers[end : end + len(found)] = np.fromiter(map(place.__getitem__, found), np.int32, len(found))
