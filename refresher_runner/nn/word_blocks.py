@@ -77,7 +77,7 @@ class Blocks(NamedTuple):
 
     def diagonals(self, matrices: Tensor) -> Tensor:
         """The inverse of `matrices`."""
-        b, size, c = self.shape
+        b, size, _ = self.shape
         band = matrices.new_zeros(self.band.shape)
         self.inside(band).view(b, size, -1).copy_(self._diagonals(matrices))
         return band
