@@ -26,7 +26,6 @@ from refresher_runner.spec import CorpusBatch, CorpusSpec, DataModule, Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from refresher_runner.data.loaders import Order
 
