@@ -178,7 +178,7 @@ def clip_gradients(params: Sequence[nn.Parameter], longest: float) -> Tensor:
     library has as one call each, take half the time of norms.
     """
     grads = [p.grad for p in params if p.grad is not None]
-    if grads and all(type(grad) is Tensor and grad.device.type == "cpu" for grad in grads):  # no shards
+    if grads and all(type(grad) is Tensor and grad.layout == torch.strided and grad.device.type == "cpu" for grad in grads):  # no shards
         norm = torch.stack([flat.dot(flat) for flat in (grad.flatten() for grad in grads)]).sum().sqrt()
         if norm <= longest - 1e-6:  # torch's factor is longest / (norm + 1e-6)
             return norm

@@ -29,15 +29,16 @@ REFERENCE = {
 }
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("length", [0.0, 0.4, 1 - 1e-7, 1.0, 1 + 1e-7, 7.0, math.inf, math.nan])
-def test_gradients_are_clipped_as_by_torch(length: float) -> None:
+def test_gradients_are_clipped_as_by_torch(length: float, sparse: bool) -> None:
     def parameters() -> list[nn.Parameter]:
         torch.manual_seed(0)
         gradients = torch.randn(3, 4), torch.randn(5)
         whole = nn.utils.get_total_norm(gradients)
         found = [nn.Parameter(torch.zeros_like(gradient)) for gradient in (*gradients, torch.empty(2))]
         for p, gradient in zip(found, gradients, strict=False):  # the last has none
-            p.grad = gradient / whole * length
+            p.grad = (gradient / whole * length).to_sparse() if sparse else gradient / whole * length
         return found
 
     ours, theirs = parameters(), parameters()
