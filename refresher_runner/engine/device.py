@@ -81,10 +81,11 @@ def ask_for_huge_pages() -> None:
     """What the heap grows by from now on, up to half of the machine's memory, is in pages of 2 MiB, where the system gives them to who
     asks: of fewer pages the processor knows the place by heart.
     """
-    libc, page = _glibc(), os.sysconf("SC_PAGE_SIZE")
+    libc = _glibc()
     if libc is None:
         return
     libc.malloc.restype = ctypes.c_void_p
+    page = os.sysconf("SC_PAGE_SIZE")
     size = os.sysconf("SC_PHYS_PAGES") // 2 * page
     if block := libc.malloc(ctypes.c_size_t(size)):  # addresses alone, no memory yet
         begin, madv_hugepage = -(-block // page) * page, 14  # mman.h

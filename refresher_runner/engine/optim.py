@@ -128,9 +128,9 @@ def _step_rows(param: Tensor, grad: Tensor, lr: float, max_step: float | None) -
     if max_step is None:
         param.index_add_(0, rows, values, alpha=-lr)
         return
-    divisor = values.new_full((len(param),), -1 / lr)  # the step is sum g / (1 / lr + sum |g| / max_step)
-    divisor.index_add_(0, rows, torch.linalg.vector_norm(values, dim=1), alpha=-1 / max_step)
-    param.index_add_(0, rows, values.mul_(divisor.index_select(0, rows).reciprocal_()[:, None]))  # the gradient is spent
+    divisor = values.new_ones(len(param)).index_add_(0, rows, torch.linalg.vector_norm(values, dim=1), alpha=lr / max_step)
+    scale = divisor.index_select(0, rows).reciprocal_().mul_(-lr)
+    param.index_add_(0, rows, values.mul_(scale[:, None]))  # the gradient is spent
 
 
 class Together:
