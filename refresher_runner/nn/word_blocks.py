@@ -1,8 +1,9 @@
-"""Negative sampling in blocks of successive words: matrix products, and gradients by hand.
+"""Negative sampling in blocks of successive words: sums over windows, matrix products, and gradients by hand.
 
-A block of D words and the c words on either side of it are S = D + 2c successive words, which neighbouring blocks overlap in. All
-products of the D with the S are one small matrix, of which the band within reach is what a window sees; products with the M negatives
-that the block shares are another. Gradients are sparse: the rows that were looked up, as often as they were.
+Who stands near whom in a text is a band: word i gives a weight to each of those at i - c ... i + c, and what a window sums up is a bag of
+rows of a table. Products of words with all that stand near them are those of SIZE words with SIZE + 2c, of which the diagonals within reach
+are the window's; products with the M negatives that SHARE words have together are a matrix. Gradients are sparse: the rows that were
+looked up, as often as they were.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-SIZE = 16  # words of a block, or twice the window where that is more: with a window of 5 either side, a block sees 26 words
+SIZE = 16  # words whose neighbours are looked at together: with a window of 5 either side, a product of 16 with 26
+SHARE = 64  # words of a block, which share negatives
 
 
 class Blocks(NamedTuple):
-    """around (b D + 2c,): the words of b blocks, the last of them filled up with what sees nothing, and c fillers on either side;
-    band (b D + 2c, 2c + 1) float: of each the weights that it gives to the words at -c, ... c from it; number (b, D, 1): how many it sees.
+    """around (T + 2c,): the T = b D words of b blocks, the last of them filled up with what sees nothing, and c fillers on either side;
+    band (T + 2c, 2c + 1) float: of each the weights that it gives to the words at -c, ... c from it; number (b, D): how many it sees.
     """
 
     around: Tensor
@@ -30,68 +32,54 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, words: Tensor, left: Tensor, right: Tensor, *, window: int, mean: bool = False) -> Blocks:
-        """Of words (T,), each of which sees so many to the left and to the right of it (T,) with a weight of 1, or of one's share."""
-        size = max(SIZE, 2 * window)
-        fill = -len(words) % size
+        """Of words, each of which sees so many to the left and to the right of it with a weight of 1, or of one's share."""
+        fill = -len(words) % SHARE
         kind = F.pad(left * (window + 1) + right, (window, window + fill))
-        number = F.pad((left + right).float(), (0, fill)).view(-1, size, 1)
+        number = F.pad((left + right).float(), (0, fill)).view(-1, SHARE)
         around = F.pad(words, (window, window + fill))
         return cls(around, _weights(window, mean, words.device).index_select(0, kind), number, len(words))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """b, D, c"""
-        return self.number.shape[0], self.number.shape[1], self.band.shape[1] // 2
+    def window(self) -> int:
+        return self.band.shape[1] // 2
 
     @property
     def centres(self) -> Tensor:
-        """The words of the blocks: (b D,)"""
+        """The words of the blocks: (T,)"""
         return self.inside(self.around)
 
     def inside(self, rows: Tensor) -> Tensor:
-        """Without the c at either end: (b D + 2c, ...) -> (b D, ...)"""
-        b, size, c = self.shape
-        return rows[c : c + b * size]
+        """Without the c at either end: (T + 2c, ...) -> (T, ...)"""
+        return rows[self.window : len(rows) - self.window]
 
-    def framed(self, dim: int) -> Tensor:
-        """Room for rows of what is inside, between zeros: (b D + 2c, C)"""
-        b, size, c = self.shape
-        rows = self.band.new_empty(len(self.around), dim)
-        rows[:c].zero_()
-        rows[c + b * size :].zero_()
-        return rows
+    def near(self, rows: Tensor) -> Tensor:
+        """What stands at -c, ... c from each, without a copy: (T + 2c,) -> (T, 2c + 1)"""
+        return rows.unfold(0, 2 * self.window + 1, 1)
 
-    def overlapping(self, rows: Tensor) -> Tensor:
-        """What belongs to `around`, (b D + 2c, C), as blocks see it: (b, S, C), without a copy."""
-        b, size, c = self.shape
-        return rows.as_strided((b, size + 2 * c, rows.shape[1]), (size * rows.stride(0), *rows.stride()))
+    def weighed(self, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Of each word the sum of rows of a table that stand near it by their numbers, index (T + 2c,), each in its weight (T, 2c + 1)."""
+        return F.embedding_bag(self.near(index), table.detach(), per_sample_weights=weights, mode="sum")
 
-    def matrices(self, band: Tensor) -> Tensor:
-        """Weights that each word gives to those around it (b D + 2c, 2c + 1) as matrices (b, D, S)."""
-        return self._spread(self.inside(band))
+    @property
+    def place(self) -> Tensor:
+        return torch.arange(len(self.around), device=self.around.device)
 
-    def adjoint(self, band: Tensor) -> Tensor:
-        """The same of weights that each word is given by those around it: what is at (i, o) there is at (i + o, -o) of `band`."""
-        b, size, c = self.shape
-        return self._spread(band.as_strided((b * size, 2 * c + 1), (2 * c + 1, 2 * c), band.storage_offset() + 2 * c))
+    def given(self, band: Tensor) -> Tensor:
+        """The weights that each is given by those at -c, ... c from it, (T, 2c + 1): what is at (i, o) there is at (i + o, -o) of `band`."""
+        c = self.window
+        return band.as_strided((len(band) - 2 * c, 2 * c + 1), (2 * c + 1, 2 * c), band.storage_offset() + 2 * c)
 
-    def diagonals(self, matrices: Tensor) -> Tensor:
-        """The inverse of `matrices`."""
-        b, size, _ = self.shape
-        band = matrices.new_zeros(self.band.shape)
-        self.inside(band).view(b, size, -1).copy_(self._diagonals(matrices))
+    def products(self, centre: Tensor, around: Tensor) -> Tensor:
+        """Of each word's row (T, C) with the rows near it (T + 2c, C): a band (T + 2c, 2c + 1)."""
+        c, dim = self.window, centre.shape[1]
+        seen = around.as_strided((len(centre) // SIZE, SIZE + 2 * c, dim), (SIZE * dim, dim, 1))
+        matrices = torch.bmm(centre.view(-1, SIZE, dim), seen.mT)
+        band = matrices.new_empty(self.band.shape)
+        band[:c].zero_()
+        band[len(band) - c :].zero_()
+        diagonals = matrices.as_strided((len(matrices), SIZE, 2 * c + 1), (SIZE * (SIZE + 2 * c), SIZE + 2 * c + 1, 1))
+        self.inside(band).view(-1, SIZE, 2 * c + 1).copy_(diagonals)
         return band
-
-    def _spread(self, band: Tensor) -> Tensor:
-        b, size, c = self.shape
-        matrices = band.new_zeros(b, size, size + 2 * c)
-        self._diagonals(matrices).copy_(band.as_strided((b, size, 2 * c + 1), (size * band.stride(0), *band.stride())))
-        return matrices
-
-    def _diagonals(self, matrices: Tensor) -> Tensor:
-        """Of each row i of (b, D, S) what is at i, ... i + 2c: (b, D, 2c + 1), without a copy."""
-        b, size, s = matrices.shape
-        return matrices.as_strided((b, size, s - size + 1), (size * s, s + 1, 1))
 
 
 @cache
@@ -132,52 +120,53 @@ class _RowByRow(Function):
 class _SkipGram(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
-        b, size, _ = blocks.shape
-        rows = v.index_select(0, blocks.around)
-        centre = blocks.inside(rows).view(b, size, -1)
-        context = blocks.overlapping(u.index_select(0, blocks.around))
-        false = u.index_select(0, noise.view(-1)).view(b, -1, v.shape[1])
-        seen, drawn = blocks.matrices(blocks.band / blocks.words), blocks.number.mT * (weight / blocks.words)
+        b, dim = len(noise), v.shape[1]
+        rows, context = v.index_select(0, blocks.around), u.index_select(0, blocks.around)
+        centre = blocks.inside(rows)
+        false = u.index_select(0, noise.view(-1)).view(b, -1, dim)
+        said = blocks.band / blocks.words
+        drawn = blocks.number[:, None] * (weight / blocks.words)
 
-        true_score = torch.bmm(centre, context.mT)  # (b, D, S)
-        false_score = torch.bmm(false, centre.mT)  # (b, M, D)
+        true_score = blocks.products(centre, context)
+        false_score = torch.bmm(false, centre.view(b, -1, dim).mT)  # (b, M, D)
         p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
-        loss = _surprise(p_true, seen) + _surprise(p_false, drawn)
+        loss = _surprise(p_true, said) + _surprise(p_false, drawn)
 
-        d_true, d_false = p_true.sub_(1).mul_(seen), p_false.sub_(1).mul_(-drawn)
-        d_centre = torch.bmm(d_true, context).baddbmm_(d_false.mT, false).flatten(0, 1)
-        d_u = u.new_empty(b * size + noise.numel(), u.shape[1])
-        torch.bmm(blocks.adjoint(blocks.diagonals(d_true)), blocks.overlapping(rows), out=d_u[: b * size].view_as(centre))
-        torch.bmm(d_false, centre, out=d_u[b * size :].view_as(false))
-        ctx.parts = (blocks.centres, d_centre, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
+        d_true, d_false = p_true.sub_(1).mul_(said), p_false.sub_(1).mul_(-drawn)
+        place = blocks.place
+        d_u = torch.cat([blocks.weighed(rows, place, blocks.given(d_true)), torch.bmm(d_false, centre.view(b, -1, dim)).flatten(0, 1)])
+        d_v = blocks.weighed(context, place, blocks.inside(d_true))
+        d_v.view(b, -1, dim).baddbmm_(d_false.mT, false)
+        ctx.parts = (blocks.centres, d_v, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
         return loss
 
 
 class _CBOW(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
-        b, size, _ = blocks.shape
-        h = torch.bmm(blocks.matrices(blocks.band), blocks.overlapping(v.index_select(0, blocks.around)))
-        asked = torch.cat([blocks.centres, noise.view(-1)])
-        true, false = u.index_select(0, asked).split([b * size, noise.numel()])
-        true, false = true.view_as(h), false.view(b, -1, u.shape[1])
-        said = blocks.number.clamp(max=1) / blocks.words  # (b, D, 1): a word that sees nothing has nothing to be told by
-        drawn = said.mT * weight
+        b, dim = len(noise), v.shape[1]
+        h = blocks.weighed(v, blocks.around, blocks.inside(blocks.band))
+        rows = u.index_select(0, blocks.around)
+        true = blocks.inside(rows)
+        false = u.index_select(0, noise.view(-1)).view(b, -1, dim)
+        said = blocks.number.clamp(max=1) / blocks.words  # (b, D): a word that sees nothing has nothing to be told by
+        drawn = said[:, None] * weight
 
-        true_score = torch.einsum("bdc,bdc->bd", h, true)[..., None]
-        false_score = torch.bmm(false, h.mT)  # (b, M, D)
+        d_u = u.new_empty(len(h) + noise.numel(), dim)
+        d_u_true, d_u_false = d_u.split([len(h), noise.numel()])
+        true_score = torch.mul(h, true, out=d_u_true).sum(1).view_as(said)
+        false_score = torch.bmm(false, h.view(b, -1, dim).mT)  # (b, M, D)
         p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
         loss = _surprise(p_true, said) + _surprise(p_false, drawn)
 
         d_true, d_false = p_true.sub_(1).mul_(said), p_false.sub_(1).mul_(-drawn)
-        d_around = blocks.framed(v.shape[1])
-        d_h = blocks.inside(d_around).view_as(h)
-        torch.bmm(d_false.mT, false, out=d_h).addcmul_(d_true, true)
-        d_v = torch.bmm(blocks.adjoint(blocks.band), blocks.overlapping(d_around)).flatten(0, 1)
-        d_u = u.new_empty(b * size + noise.numel(), u.shape[1])
-        torch.mul(d_true, h, out=d_u[: b * size].view_as(h))
-        torch.bmm(d_false, h, out=d_u[b * size :].view_as(false))
-        ctx.parts = (blocks.centres, d_v, v.shape), (asked, d_u, u.shape)
+        d_true = d_true.view(-1, 1)
+        torch.mul(d_true, h, out=d_u_true)
+        torch.bmm(d_false, h.view(b, -1, dim), out=d_u_false.view_as(false))
+        del h
+        true.mul_(d_true).view(b, -1, dim).baddbmm_(d_false.mT, false)
+        d_v = blocks.weighed(rows, blocks.place, blocks.given(blocks.band))
+        ctx.parts = (blocks.centres, d_v, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
         return loss
 
 

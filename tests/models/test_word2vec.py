@@ -142,31 +142,37 @@ def test_blocks_see_what_windows_see(mean):
     torch.manual_seed(0)
     windows, pairs = drawn(torch.arange(75), torch.arange(75) // 10, torch.randint(1, 6, (75,)))
     blocks = Blocks.of(*windows, window=5, mean=mean)
-    _, size, _ = blocks.shape
-    around = blocks.overlapping(blocks.around[:, None])[..., 0]  # (b, S)
-    weights = blocks.matrices(blocks.band).flatten(0, 1)  # (b D, S)
-    assert [(i, around[i // size][weights[i] > 0].tolist()) for i in range(75)] == pairs
-    assert torch.equal(blocks.number.flatten()[:75], torch.tensor([float(len(row)) for _, row in pairs]))
-    torch.testing.assert_close(weights.sum(1), blocks.number.flatten().clamp(max=1 if mean else 10))
+    near, weights = blocks.near(blocks.around), blocks.inside(blocks.band)  # (T, 2c + 1)
+    assert [(i, near[i][weights[i] > 0].tolist()) for i in range(75)] == pairs
+    number = blocks.number.flatten()
+    assert torch.equal(number[:75], torch.tensor([float(len(row)) for _, row in pairs]))
+    torch.testing.assert_close(weights.sum(1), number.clamp(max=1 if mean else 10))
     assert len(weights) > 75
     assert weights[75:].sum() == 0, "fillers see nothing"
 
 
-def test_a_bands_matrices_their_adjoint_and_their_diagonals():
+@pytest.mark.parametrize("window", [1, 5, 20])
+def test_sums_and_products_of_a_band_are_those_of_its_matrix(window):
+    torch.manual_seed(0)
     windows, _ = drawn(torch.arange(75), torch.zeros(75).long(), torch.ones(75).long())
-    blocks = Blocks.of(*windows, window=5)
-    b, size, c = blocks.shape
-    band = torch.zeros(len(blocks.around), 2 * c + 1, dtype=torch.float64)
+    blocks = Blocks.of(*windows, window=window)
+    length = len(blocks.around)
+    rows, band = torch.randn(length, 3, dtype=torch.float64), torch.zeros(length, 2 * window + 1, dtype=torch.float64)
     blocks.inside(band).normal_()
-    matrices = blocks.matrices(band)
-    assert torch.equal(blocks.diagonals(matrices), band)
-    rows, said = (torch.zeros(len(band), 3, dtype=torch.float64) for _ in range(2))
-    for framed in (rows, said):
-        blocks.inside(framed).normal_()
-    there = (matrices @ blocks.overlapping(rows)).flatten(0, 1) * blocks.inside(said)
-    back = (blocks.adjoint(band) @ blocks.overlapping(said)).flatten(0, 1) * blocks.inside(rows)
-    torch.testing.assert_close(there.sum(), back.sum())
-    assert size * b > 75
+    matrix = torch.zeros(length, length + 2 * window, dtype=torch.float64)  # of each place its weights, c to the right
+    for i, weights in enumerate(band):
+        matrix[i, i : i + 2 * window + 1] = weights
+    matrix = matrix[:, window : window + length]
+
+    def inside(x):
+        return x[window : length - window]
+
+    torch.testing.assert_close(blocks.weighed(rows, blocks.place, blocks.inside(band)), inside(matrix @ rows))
+    torch.testing.assert_close(blocks.weighed(rows, blocks.place, blocks.given(band)), inside(matrix.T @ rows))
+    products = blocks.products(inside(rows).contiguous(), rows)
+    assert torch.equal(products[:window], torch.zeros(window, 2 * window + 1, dtype=torch.float64))
+    assert torch.equal(products[length - window :], torch.zeros(window, 2 * window + 1, dtype=torch.float64))
+    torch.testing.assert_close((products * band).sum(), (rows @ rows.T * matrix).sum())
 
 
 # -------------------------------------------------------------------- the three outputs
@@ -235,7 +241,7 @@ def test_blocks_are_the_definition_with_shared_negatives(architecture):
     windows, seen_by = drawn(words, torch.arange(83) // 20, torch.randint(1, 6, (83,)))
     v, u = (torch.randn(40, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
     blocks = Blocks.of(*windows, window=5, mean=architecture == "cbow")
-    b, size, _ = blocks.shape
+    b, size = blocks.number.shape
     noise, weight = torch.randint(40, (b, 9)), 5 / 9
 
     total = torch.tensor(0.0, dtype=torch.float64)
