@@ -30,10 +30,10 @@ from refresher_runner.spec import CorpusBatch
 
 ROOT = Path(os.environ.get("REFRESHER_DATA", "data"))
 FILES = {"text8-head": "text8-head.gz", "english-novels": "english-novels-94.tar.gz"}
-LR = {"text8-head": 280, "english-novels": 100}  # of skip-gram, chosen by the validation half of the questions
+LR = {"text8-head": 560, "english-novels": 200}  # of skip-gram, chosen by the validation half of the questions
 CBOW = {
-    "text8-head": ["model.shared_negatives=4", "optimizer.lr=1600"],
-    "english-novels": ["model.shared_negatives=6", "optimizer.lr=800"],
+    "text8-head": ["model.shared_negatives=8", "optimizer.lr=1600"],
+    "english-novels": ["model.shared_negatives=12", "optimizer.lr=800"],
 }
 EPOCHS = 5
 
@@ -84,7 +84,7 @@ def gensim(name: str, threads: int, seed: int, sg: int, overrides: list[str]) ->
 def ours(name: str, threads: int, seed: int, sg: int, overrides: list[str]) -> str:
     with TemporaryDirectory() as folder:
         typed = [*options(name), "model=word2vec", "data=corpus", f"trainer.threads={threads}", f"seed={seed}", f"outputs={folder}"]
-        typed += [] if sg else ["model.architecture=cbow", "data.batch_size=16", *CBOW[name]]
+        typed += [] if sg else ["model.architecture=cbow", *CBOW[name]]
         typed += overrides
         typed += [
             f"trainer.duration={EPOCHS} epochs",

@@ -22,10 +22,12 @@ SHARE = 64  # words of a block, which share negatives
 
 class Blocks(NamedTuple):
     """around (T + 2c,): the T = b D words of b blocks, the last of them filled up with what sees nothing, and c fillers on either side;
-    band (T + 2c, 2c + 1) float: of each the weights that it gives to the words at -c, ... c from it; number (b, D): how many it sees.
+    place (T + 2c,): 0, 1, 2, ...; band (T + 2c, 2c + 1) float: of each the weights that it gives to the words at -c, ... c from it;
+    number (b, D) float: how many it sees.
     """
 
     around: Tensor
+    place: Tensor
     band: Tensor
     number: Tensor
     words: int  # without fillers
@@ -37,7 +39,8 @@ class Blocks(NamedTuple):
         kind = F.pad(left * (window + 1) + right, (window, window + fill))
         number = F.pad((left + right).float(), (0, fill)).view(-1, SHARE)
         around = F.pad(words, (window, window + fill))
-        return cls(around, _weights(window, mean, words.device).index_select(0, kind), number, len(words))
+        place = torch.arange(len(around), device=words.device)
+        return cls(around, place, _weights(window, mean, words.device).index_select(0, kind), number, len(words))
 
     @property
     def window(self) -> int:
@@ -57,12 +60,8 @@ class Blocks(NamedTuple):
         return rows.unfold(0, 2 * self.window + 1, 1)
 
     def weighed(self, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """Of each word the sum of rows of a table that stand near it by their numbers, index (T + 2c,), each in its weight (T, 2c + 1)."""
+        """Of each word the sum of those rows of a table whose numbers, index (T + 2c,), stand near it, in their weights (T, 2c + 1)."""
         return F.embedding_bag(self.near(index), table.detach(), per_sample_weights=weights, mode="sum")
-
-    @property
-    def place(self) -> Tensor:
-        return torch.arange(len(self.around), device=self.around.device)
 
     def given(self, band: Tensor) -> Tensor:
         """The weights that each is given by those at -c, ... c from it, (T, 2c + 1): what is at (i, o) there is at (i + o, -o) of `band`."""
@@ -77,7 +76,9 @@ class Blocks(NamedTuple):
         band = matrices.new_empty(self.band.shape)
         band[:c].zero_()
         band[len(band) - c :].zero_()
-        diagonals = matrices.as_strided((len(matrices), SIZE, 2 * c + 1), (SIZE * (SIZE + 2 * c), SIZE + 2 * c + 1, 1))
+        diagonals = matrices.as_strided(  # of row i what is at i, ... i + 2c
+            (len(matrices), SIZE, 2 * c + 1), (SIZE * (SIZE + 2 * c), SIZE + 2 * c + 1, 1)
+        )
         self.inside(band).view(-1, SIZE, 2 * c + 1).copy_(diagonals)
         return band
 
@@ -120,23 +121,17 @@ class _RowByRow(Function):
 class _SkipGram(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
-        b, dim = len(noise), v.shape[1]
+        b, m = noise.shape
         rows, context = v.index_select(0, blocks.around), u.index_select(0, blocks.around)
-        centre = blocks.inside(rows)
-        false = u.index_select(0, noise.view(-1)).view(b, -1, dim)
-        said = blocks.band / blocks.words
-        drawn = blocks.number[:, None] * (weight / blocks.words)
+        centre, false = blocks.inside(rows), u.index_select(0, noise.view(-1)).view(b, m, -1)
+        of_block = centre.view(b, -1, v.shape[1])
+        said, drawn = blocks.band / blocks.words, blocks.number[:, None] * (weight / blocks.words)
 
-        true_score = blocks.products(centre, context)
-        false_score = torch.bmm(false, centre.view(b, -1, dim).mT)  # (b, M, D)
-        p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
-        loss = _surprise(p_true, said) + _surprise(p_false, drawn)
+        loss, d_true, d_false = _told(blocks.products(centre, context), said, torch.bmm(false, of_block.mT), drawn)
 
-        d_true, d_false = p_true.sub_(1).mul_(said), p_false.sub_(1).mul_(-drawn)
-        place = blocks.place
-        d_u = torch.cat([blocks.weighed(rows, place, blocks.given(d_true)), torch.bmm(d_false, centre.view(b, -1, dim)).flatten(0, 1)])
-        d_v = blocks.weighed(context, place, blocks.inside(d_true))
-        d_v.view(b, -1, dim).baddbmm_(d_false.mT, false)
+        d_v = blocks.weighed(context, blocks.place, blocks.inside(d_true))
+        d_v.view_as(of_block).baddbmm_(d_false.mT, false)
+        d_u = torch.cat([blocks.weighed(rows, blocks.place, blocks.given(d_true)), torch.bmm(d_false, of_block).flatten(0, 1)])
         ctx.parts = (blocks.centres, d_v, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
         return loss
 
@@ -144,30 +139,35 @@ class _SkipGram(_RowByRow):
 class _CBOW(_RowByRow):
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, blocks: Blocks, noise: Tensor, weight: float) -> Tensor:
-        b, dim = len(noise), v.shape[1]
+        b, m = noise.shape
         h = blocks.weighed(v, blocks.around, blocks.inside(blocks.band))
         rows = u.index_select(0, blocks.around)
-        true = blocks.inside(rows)
-        false = u.index_select(0, noise.view(-1)).view(b, -1, dim)
-        said = blocks.number.clamp(max=1) / blocks.words  # (b, D): a word that sees nothing has nothing to be told by
+        true, false = blocks.inside(rows), u.index_select(0, noise.view(-1)).view(b, m, -1)
+        of_block = h.view(b, -1, v.shape[1])
+        said = blocks.number.clamp(max=1) / blocks.words  # a word that sees nothing has nothing to be told by
         drawn = said[:, None] * weight
 
-        d_u = u.new_empty(len(h) + noise.numel(), dim)
-        d_u_true, d_u_false = d_u.split([len(h), noise.numel()])
+        d_u = u.new_empty(len(h) + b * m, v.shape[1])
+        d_u_true, d_u_false = d_u.split([len(h), b * m])
         true_score = torch.mul(h, true, out=d_u_true).sum(1).view_as(said)
-        false_score = torch.bmm(false, h.view(b, -1, dim).mT)  # (b, M, D)
-        p_true, p_false = true_score.sigmoid_(), false_score.neg_().sigmoid_()  # of being right
-        loss = _surprise(p_true, said) + _surprise(p_false, drawn)
+        loss, d_true, d_false = _told(true_score, said, torch.bmm(false, of_block.mT), drawn)
 
-        d_true, d_false = p_true.sub_(1).mul_(said), p_false.sub_(1).mul_(-drawn)
         d_true = d_true.view(-1, 1)
         torch.mul(d_true, h, out=d_u_true)
-        torch.bmm(d_false, h.view(b, -1, dim), out=d_u_false.view_as(false))
-        del h
-        true.mul_(d_true).view(b, -1, dim).baddbmm_(d_false.mT, false)
+        torch.bmm(d_false, of_block, out=d_u_false.view_as(false))
+        d_h = true.mul_(d_true)  # and so in `rows`, what stands outside of which has no weight
+        d_h.view_as(of_block).baddbmm_(d_false.mT, false)
+        del h, of_block  # whose memory, still in the cache, is d_v's
         d_v = blocks.weighed(rows, blocks.place, blocks.given(blocks.band))
         ctx.parts = (blocks.centres, d_v, v.shape), (torch.cat([blocks.centres, noise.view(-1)]), d_u, u.shape)
         return loss
+
+
+def _told(true: Tensor, said: Tensor, false: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, - sum of said log sigma(true) - sum of drawn log sigma(-false), and its derivatives by the scores, which are spent."""
+    p_true, p_false = true.sigmoid_(), false.neg_().sigmoid_()  # of being right
+    loss = _surprise(p_true, said) + _surprise(p_false, drawn)
+    return loss, p_true.sub_(1).mul_(said), p_false.sub_(1).mul_(-drawn)
 
 
 def _surprise(p: Tensor, weights: Tensor) -> Tensor:
