@@ -33,7 +33,7 @@ FILES = {"text8-head": "text8-head.gz", "english-novels": "english-novels-94.tar
 LR = {"text8-head": 560, "english-novels": 200}  # of skip-gram, chosen by the validation half of the questions
 CBOW = {
     "text8-head": ["model.shared_negatives=8", "optimizer.lr=1600"],
-    "english-novels": ["model.shared_negatives=12", "optimizer.lr=800"],
+    "english-novels": ["model.shared_negatives=12", "data.batch_size=32", "optimizer.lr=1600"],
 }
 EPOCHS = 5
 

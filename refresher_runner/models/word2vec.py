@@ -20,7 +20,7 @@ and log p is one of
 
 Differs: what eq. 4 draws for each pair, `shared_negatives` words are drawn for a block of successive words together, each with a smaller
 weight, so that the expected loss is the same and vector products become matrix products (Ji, Satish, Li and Dubey, "Parallelizing
-Word2Vec in Shared and Distributed Memory", 2016. https://arxiv.org/abs/1604.04661). The words around a block are a band of a matrix.
+Word2Vec in Shared and Distributed Memory", 2016. https://arxiv.org/abs/1604.04661). Who sees whom is a band of a matrix.
 
 Letters: B sentences of L words, T words that are kept of them, c = window, N = 2c neighbours, V words in the vocabulary, C = dim numbers
 a word, K negatives of a pair, M of a block.

@@ -64,7 +64,7 @@ class Blocks(NamedTuple):
         return F.embedding_bag(self.near(index), table.detach(), per_sample_weights=weights, mode="sum")
 
     def given(self, band: Tensor) -> Tensor:
-        """The weights that each is given by those at -c, ... c from it, (T, 2c + 1): what is at (i, o) there is at (i + o, -o) of `band`."""
+        """What each is given by those at -c, ... c from it, (T, 2c + 1): at (i, o) there is what is at (i + o, -o) of `band`."""
         c = self.window
         return band.as_strided((len(band) - 2 * c, 2 * c + 1), (2 * c + 1, 2 * c), band.storage_offset() + 2 * c)
 
