@@ -270,6 +270,7 @@ def read_and_hang(index: int):
     return draw(index)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's signal handler raises wherever Python is
 @pytest.mark.parametrize("read", [read_and_die, read_and_hang])
 def test_a_lost_worker_ends_the_run_and_leaves_no_child(read):
     with pytest.raises(TrainingError, match=r"data\.workers=1: a worker died or was silent"):

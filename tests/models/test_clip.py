@@ -97,7 +97,7 @@ def test_step_trains_every_parameter(options: dict[str, Any]):
 def test_it_learns_pairs_by_heart(options: dict[str, Any]):
     task, data = made(**options), batch()
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
-    for _ in range(120):
+    for _ in range(200):
         optimizer.zero_grad()
         task.step(data).loss.backward()
         optimizer.step()
