@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 SIZE = 16  # words whose neighbours are looked at together: with a window of 5 either side, a product of 16 with 26
-SHARE = 64  # words of a block, which share negatives
+SHARE = 64  # words of a block, which share negatives: a multiple of SIZE
 
 
 class Blocks(NamedTuple):
@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, words: Tensor, left: Tensor, right: Tensor, *, window: int, mean: bool = False) -> Blocks:
-        """Of words, each of which sees so many to the left and to the right of it with a weight of 1, or of one's share."""
+        """Of words, each of which sees so many to the left and to the right of it, all (words,), with a weight of 1, or of one's share."""
         fill = -len(words) % SHARE
         kind = F.pad(left * (window + 1) + right, (window, window + fill))
         number = F.pad((left + right).float(), (0, fill)).view(-1, SHARE)
@@ -44,6 +44,7 @@ class Blocks(NamedTuple):
 
     @property
     def window(self) -> int:
+        """How far a word sees at most: c"""
         return self.band.shape[1] // 2
 
     @property
@@ -149,7 +150,7 @@ class _CBOW(_RowByRow):
 
         d_u = u.new_empty(len(h) + b * m, v.shape[1])
         d_u_true, d_u_false = d_u.split([len(h), b * m])
-        true_score = torch.mul(h, true, out=d_u_true).sum(1).view_as(said)
+        true_score = torch.mul(h, true, out=d_u_true).sum(1).view_as(said)  # in the gradient's memory, for a while
         loss, d_true, d_false = _told(true_score, said, torch.bmm(false, of_block.mT), drawn)
 
         d_true = d_true.view(-1, 1)

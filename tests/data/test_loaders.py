@@ -270,7 +270,8 @@ def read_and_hang(index: int):
     return draw(index)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's signal handler raises wherever Python is
+# torch's handler of SIGCHLD raises wherever Python is, be it in the finalizer that takes leave of the worker
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <Finalize object, dead>:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("read", [read_and_die, read_and_hang])
 def test_a_lost_worker_ends_the_run_and_leaves_no_child(read):
     with pytest.raises(TrainingError, match=r"data\.workers=1: a worker died or was silent"):
